@@ -1,0 +1,27 @@
+"""Errors that a user can mend: one message, exit code 2, no traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class UserError(Exception):
+    """Bad input. The message names the file, key or row, what was expected and what to do."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest option, or an empty string if none is close."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command-line program; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
