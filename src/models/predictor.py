@@ -1,0 +1,98 @@
+"""The predictor: guesses the target encoder's output at hidden tokens from the context (spec 3)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from src.models.layers import apply_masks, as_list, build_blocks, init_weights, run_blocks
+from src.models.pos_embed import PositionEmbedding
+
+
+class VisionTransformerPredictor(nn.Module):
+    """A narrow transformer over context tokens and one mask token per target.
+
+    Args:
+        num_patches: number of tokens N = R * P of the full grid.
+        num_patches_2d: (R, P).
+        embed_dim: width D of the encoder, and of the prediction.
+        predictor_embed_dim: the predictor's own width.
+        num_heads: heads of a block, the encoder's number.
+        gradient_pos_embed: ``[1, R, G]``; the predictor owns a projection of it at its own width.
+    """
+
+    def __init__(
+        self,
+        num_patches: int,
+        num_patches_2d: tuple[int, int],
+        embed_dim: int = 768,
+        predictor_embed_dim: int = 384,
+        depth: int = 6,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[..., nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        gradient_pos_embed: Tensor | None = None,
+        attn_mode: str = "sdpa",
+        add_w: str = "mapping",
+        gradient_checkpointing: bool = False,
+        init_scheme: str = "release",
+    ) -> None:
+        super().__init__()
+        rois, patches = num_patches_2d
+        if rois * patches != num_patches:
+            raise ValueError(f"num_patches is {num_patches}, but the grid is {num_patches_2d}")
+        self.gradient_checkpointing = gradient_checkpointing
+        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, predictor_embed_dim))
+        self.predictor_2dpe_proj = PositionEmbedding(
+            num_patches_2d, predictor_embed_dim, gradient_pos_embed, add_w
+        )
+        self.predictor_blocks = build_blocks(
+            dim=predictor_embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            norm_layer=norm_layer,
+            attn_mode=attn_mode,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        self.predictor_norm = norm_layer(predictor_embed_dim)
+        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        init_weights(self, init_scheme)
+        trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self, x: Tensor, masks_x: Tensor | list[Tensor], masks: Tensor | list[Tensor]
+    ) -> Tensor:
+        """Predict the targets.
+
+        Args:
+            x: ``[M * B, K, D]`` encoder output at the context tokens, one group per context mask.
+            masks_x: M LongTensors ``[B, K]``, where those tokens are.
+            masks: L LongTensors ``[B, Q]``, where the targets are.
+
+        Returns:
+            ``[L * M * B, Q, D]``: for each target mask, the prediction from each context.
+        """
+        masks_x, masks = as_list(masks_x), as_list(masks)
+        batch = masks_x[0].shape[0]
+        positions = self.predictor_2dpe_proj()  # [1, N, d]
+        positions = positions.expand(batch, -1, -1)
+        x = self.predictor_embed(x) + apply_masks(positions, masks_x)  # [M*B, K, d]
+        context_tokens = x.shape[1]
+        queries = [
+            (self.mask_token + apply_masks(positions, mask)).repeat(len(masks_x), 1, 1)
+            for mask in masks
+        ]
+        x = torch.cat([x.repeat(len(masks), 1, 1), torch.cat(queries)], dim=1)
+        x = run_blocks(self.predictor_blocks, x, self.gradient_checkpointing)
+        return self.predictor_proj(self.predictor_norm(x)[:, context_tokens:])

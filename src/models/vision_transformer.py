@@ -1,0 +1,162 @@
+"""The encoder of Brain-JEPA: a vision transformer over patches of one ROI x some frames (spec 3)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from src.models.layers import (
+    apply_masks,
+    attention_map,
+    build_blocks,
+    init_weights,
+    run_blocks,
+)
+from src.models.pos_embed import PositionEmbedding
+from src.models.predictor import VisionTransformerPredictor
+
+__all__ = [
+    "MODELS",
+    "VisionTransformer",
+    "VisionTransformerPredictor",
+    "vit_base",
+    "vit_large",
+    "vit_small",
+    "vit_tiny",
+]
+
+
+class VisionTransformer(nn.Module):
+    """Encode a parcellated BOLD run, or the part of it that the masks leave.
+
+    Tokens are ROI-major: token ``r * P + p`` is patch p of ROI r, with P = T / patch_size.
+    There is no class token.
+
+    Args:
+        img_size: (R, T), ROIs and frames.
+        patch_size: frames of a patch; T must be a multiple of it.
+        gradient_pos_embed: ``[1, R, G]`` functional gradients (``add_w: mapping``) or MNI centroids
+            (``anatomical``).
+        attn_mode: ``normal``, or ``sdpa`` (alias ``flash_attn``) for the fused kernel.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        init_scheme: see :func:`src.models.layers.init_weights`.
+        patch_embed_std: standard deviation of the patch embedding's initial weights.
+    """
+
+    def __init__(
+        self,
+        img_size: tuple[int, int] = (450, 160),
+        patch_size: int = 16,
+        in_chans: int = 1,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[..., nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        gradient_pos_embed: Tensor | None = None,
+        attn_mode: str = "sdpa",
+        add_w: str = "mapping",
+        gradient_checkpointing: bool = False,
+        init_scheme: str = "release",
+        patch_embed_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        rois, frames = img_size
+        if frames % patch_size:
+            raise ValueError(f"{frames} frames are not a multiple of the patch size {patch_size}")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_patches_2d = (rois, frames // patch_size)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.patch_embed = PatchEmbed(
+            img_size=img_size,
+            patch_size=(1, patch_size),
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+        )
+        self.pos_embed_proj = PositionEmbedding(
+            self.num_patches_2d, embed_dim, gradient_pos_embed, add_w
+        )
+        self.blocks = build_blocks(
+            dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            norm_layer=norm_layer,
+            attn_mode=attn_mode,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
+        self.norm = norm_layer(embed_dim)
+        init_weights(self, init_scheme)
+        nn.init.trunc_normal_(
+            self.patch_embed.proj.weight,
+            std=patch_embed_std,
+            a=-2 * patch_embed_std,
+            b=2 * patch_embed_std,
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Number of tokens N = R * P."""
+        return self.patch_embed.num_patches
+
+    def embed(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
+        """Patches plus positions: ``x`` ``[B, 1, R, T]`` -> ``[B, N, D]``, or ``[M * B, K, D]``."""
+        x = self.patch_embed(x) + self.pos_embed_proj()
+        return x if masks is None else apply_masks(x, masks)
+
+    def forward(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
+        """Encode ``x`` ``[B, 1, R, T]`` to ``[B, N, D]``.
+
+        With ``masks``, a LongTensor ``[B, K]`` of the tokens to *keep* or a list of M of them, only
+        those are seen and the result is ``[M * B, K, D]``.
+        """
+        x = self.embed(x, masks)
+        return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing))
+
+    @torch.no_grad()
+    def attention_maps(self, x: Tensor, masks: Tensor | None = None) -> list[Tensor]:
+        """Attention of each block, ``[B, heads, N, N]`` (or K in place of N), for every backend."""
+        x = self.embed(x, masks)
+        maps = []
+        for block in self.blocks:
+            maps.append(attention_map(block.attn, block.norm1(x)))
+            x = block(x)
+        return maps
+
+
+def vit_tiny(**kwargs: object) -> VisionTransformer:
+    """192 wide, 6 deep, 3 heads: for laptops and tests; not in the paper."""
+    return VisionTransformer(**{"embed_dim": 192, "depth": 6, "num_heads": 3, **kwargs})
+
+
+def vit_small(**kwargs: object) -> VisionTransformer:
+    """384 wide, 12 deep, 6 heads: 22 M parameters."""
+    return VisionTransformer(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **kwargs})
+
+
+def vit_base(**kwargs: object) -> VisionTransformer:
+    """768 wide, 12 deep, 12 heads: 86 M parameters; the published model."""
+    return VisionTransformer(**{"embed_dim": 768, "depth": 12, "num_heads": 12, **kwargs})
+
+
+def vit_large(**kwargs: object) -> VisionTransformer:
+    """1024 wide, 24 deep, 16 heads: 307 M parameters."""
+    return VisionTransformer(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **kwargs})
+
+
+MODELS: dict[str, Callable[..., VisionTransformer]] = {
+    "vit_tiny": vit_tiny,
+    "vit_small": vit_small,
+    "vit_base": vit_base,
+    "vit_large": vit_large,
+}
