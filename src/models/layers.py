@@ -1,6 +1,7 @@
 """What encoder and predictor share: transformer blocks, masking, initialisation."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from timm.layers import trunc_normal_
@@ -8,6 +9,7 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
 # `flash_attn` is the release's name; PyTorch's fused attention picks the flash kernel by itself.
 FUSED_ATTENTION = {"normal": False, "sdpa": True, "flash_attn": True}
 
@@ -51,7 +53,7 @@ def build_blocks(
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, gradient_checkpointing: bool = False) -> Tensor:
-    """Apply the blocks to ``x`` ``[B, N, D]``, recomputing activations in the backward pass if asked."""
+    """Apply the blocks to ``x`` ``[B, N, D]``; checkpointing recomputes them in the backward pass."""
     if gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint_seq(blocks, x, use_reentrant=False)
     for block in blocks:
