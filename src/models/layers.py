@@ -53,7 +53,7 @@ def build_blocks(
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, gradient_checkpointing: bool = False) -> Tensor:
-    """Apply the blocks to ``x`` ``[B, N, D]``; checkpointing recomputes them in the backward pass."""
+    """Apply the blocks to ``x`` ``[B, N, D]``; checkpointing recomputes them in backward."""
     if gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint_seq(blocks, x, use_reentrant=False)
     for block in blocks:

@@ -1,13 +1,19 @@
 """The predictor: guesses the target encoder's output at hidden tokens from the context (spec 3)."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from src.models.layers import apply_masks, as_list, build_blocks, init_weights, run_blocks
+from src.models.layers import (
+    LAYER_NORM,
+    apply_masks,
+    as_list,
+    build_blocks,
+    init_weights,
+    run_blocks,
+)
 from src.models.pos_embed import PositionEmbedding
 
 
@@ -36,7 +42,7 @@ class VisionTransformerPredictor(nn.Module):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        norm_layer: Callable[..., nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Callable[..., nn.Module] = LAYER_NORM,
         gradient_pos_embed: Tensor | None = None,
         attn_mode: str = "sdpa",
         add_w: str = "mapping",

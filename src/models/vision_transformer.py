@@ -1,13 +1,13 @@
-"""The encoder of Brain-JEPA: a vision transformer over patches of one ROI x some frames (spec 3)."""
+"""The encoder: a vision transformer over patches of one ROI x some frames (spec 3)."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from src.models.layers import (
+    LAYER_NORM,
     apply_masks,
     attention_map,
     build_blocks,
@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        norm_layer: Callable[..., nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Callable[..., nn.Module] = LAYER_NORM,
         gradient_pos_embed: Tensor | None = None,
         attn_mode: str = "sdpa",
         add_w: str = "mapping",

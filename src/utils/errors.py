@@ -13,13 +13,13 @@ class UserError(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest option, or an empty string if none is close."""
+    """Return ``" Did you mean 'x'?"`` for the closest option, or an empty string."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command-line program; a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Run a command-line program; a :class:`UserError` becomes one line and exit code 2."""
     try:
         sys.exit(main())
     except UserError as error:
