@@ -18,7 +18,7 @@ from src.models.pos_embed import PositionEmbedding
 from src.models.predictor import VisionTransformerPredictor
 
 __all__ = [
-    "MODELS",
+    "SIZES",
     "VisionTransformer",
     "VisionTransformerPredictor",
     "vit_base",
@@ -26,6 +26,14 @@ __all__ = [
     "vit_small",
     "vit_tiny",
 ]
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "vit_tiny": {"embed_dim": 192, "depth": 6, "num_heads": 3},
+    "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
 
 
 class VisionTransformer(nn.Module):
@@ -135,28 +143,20 @@ class VisionTransformer(nn.Module):
 
 
 def vit_tiny(**kwargs: object) -> VisionTransformer:
-    """192 wide, 6 deep, 3 heads: for laptops and tests; not in the paper."""
-    return VisionTransformer(**{"embed_dim": 192, "depth": 6, "num_heads": 3, **kwargs})
+    """192 wide, 6 deep: for laptops and tests; not in the paper."""
+    return VisionTransformer(**{**SIZES["vit_tiny"], **kwargs})
 
 
 def vit_small(**kwargs: object) -> VisionTransformer:
-    """384 wide, 12 deep, 6 heads: 22 M parameters."""
-    return VisionTransformer(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **kwargs})
+    """384 wide, 12 deep: 22 M parameters."""
+    return VisionTransformer(**{**SIZES["vit_small"], **kwargs})
 
 
 def vit_base(**kwargs: object) -> VisionTransformer:
-    """768 wide, 12 deep, 12 heads: 86 M parameters; the published model."""
-    return VisionTransformer(**{"embed_dim": 768, "depth": 12, "num_heads": 12, **kwargs})
+    """768 wide, 12 deep: 86 M parameters; the published model."""
+    return VisionTransformer(**{**SIZES["vit_base"], **kwargs})
 
 
 def vit_large(**kwargs: object) -> VisionTransformer:
-    """1024 wide, 24 deep, 16 heads: 307 M parameters."""
-    return VisionTransformer(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **kwargs})
-
-
-MODELS: dict[str, Callable[..., VisionTransformer]] = {
-    "vit_tiny": vit_tiny,
-    "vit_small": vit_small,
-    "vit_base": vit_base,
-    "vit_large": vit_large,
-}
+    """1024 wide, 24 deep: 307 M parameters."""
+    return VisionTransformer(**{**SIZES["vit_large"], **kwargs})

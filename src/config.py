@@ -1,0 +1,294 @@
+"""Every key of a pretraining YAML: one dataclass per section, loading, overrides and errors.
+
+The release's keys keep their names and sections, so that a config written for it runs unchanged
+(``ALIASES`` lists its other spellings). Keys that are new here have defaults.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from src.models.vision_transformer import SIZES
+from src.utils.errors import UserError, nearest
+from src.utils.typed import from_dict
+
+Range = tuple[float, float]
+
+# The release decimates multiband data (TR about 0.7 s) by 3 to a TR of about 2 s (spec 7).
+DOWNSAMPLE_STRIDE = 3
+
+# Spellings of the release, and the key each of them means here.
+ALIASES = {
+    "meta.use_standatdization": "meta.use_standardization",
+    "meta.checkpoint_activations": "meta.gradient_checkpointing",
+}
+
+
+@dataclass
+class DataConfig:
+    """Which runs, and how a clip is cut from a run."""
+
+    data_dir: str = "data/ukb"
+    gradient_csv_path: str | None = None  # needed by add_w: mapping and anatomical
+    batch_size: int = 16  # clips per device and micro-step
+    crop_size: tuple[int, int] = (450, 160)  # ROIs, frames after resampling
+    num_workers: int = 2
+    pin_mem: bool = True
+    repeats: int = 1  # clips drawn from each run in an epoch
+    normalization: Literal["robust", "zscore_sample", "zscore_roi", "none"] | None = None
+    stride: int | None = None  # every n-th frame; unset: 3 with meta.downsample, else 1
+    target_tr: float | None = None  # seconds; resample every run to it instead of striding
+    short_runs: Literal["error", "pad", "skip"] = "error"
+    bad_rois: Literal["exclude", "zero"] = "exclude"
+
+
+@dataclass
+class LoggingConfig:
+    """Where a run is written, and how often."""
+
+    folder: str = "logs/pretrain"
+    write_tag: str = "jepa"
+    log_every: int = 10  # optimizer steps between lines of the log
+    monitor_every: int = 100  # optimizer steps between measurements on held-out people
+    monitor_clips: int = 64  # held-out clips they are taken from
+    monitor_split: str = "valid"
+    checkpoint_every: int = 50  # epochs between checkpoints that are kept
+
+
+@dataclass
+class MaskConfig:
+    """The observed block and the hidden ones, as (smallest, largest) fractions (spec 6)."""
+
+    patch_size: int = 16  # frames
+    min_keep: int = 4  # context tokens
+    allow_overlap: bool = False
+    enc_mask_scale: Range = (0.84, 1.0)
+    pred_mask_R_scale: Range = (0.45, 0.6)
+    pred_mask_T_roi_scale: Range = (0.2, 0.6)
+    pred_mask_R_roi_scale: Range = (0.15, 0.3)
+    pred_mask_T_scale: Range = (0.0, 0.4)
+
+
+@dataclass
+class MetaConfig:
+    """The networks, precision, and where to start from."""
+
+    model_name: str = "vit_base"
+    embed_dim: int | None = None  # unset: what model_name has, as for the next two
+    depth: int | None = None
+    num_heads: int | None = None
+    pred_depth: int = 6
+    pred_emb_dim: int = 384
+    attn_mode: Literal["normal", "sdpa", "flash_attn"] = "sdpa"
+    add_w: Literal["mapping", "origin", "anatomical"] = "mapping"
+    mask_mode: Literal["spatiotemporal", "roi_mask"] = "spatiotemporal"
+    init: Literal["release", "fan_in"] = "release"
+    patch_embed_std: float = 0.02
+    load_checkpoint: bool = False
+    read_checkpoint: str | None = None  # in logging.folder, or a path; unset: the latest
+    use_bfloat16: bool = True
+    accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    downsample: bool = False
+    use_standardization: bool = True
+    seed: int = 0
+
+
+@dataclass
+class OptimizationConfig:
+    """Schedules, all functions of the number of optimizer steps (spec 5, 7)."""
+
+    epochs: int = 300
+    warmup: float = 40  # epochs
+    start_lr: float = 5e-5
+    lr: float = 1e-3
+    final_lr: float = 1e-6
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    ema: Range = (0.996, 1.0)
+    ipe_scale: float = 1.0  # schedules are stretched to this many times the run's length
+
+
+@dataclass
+class Config:
+    """A pretraining run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(R, P): ROIs and time patches per ROI."""
+        rois, frames = self.data.crop_size
+        return rois, frames // self.mask.patch_size
+
+    @property
+    def encoder_size(self) -> dict[str, int]:
+        """Width, depth and heads: those of ``meta.model_name`` unless the config sets its own."""
+        own = {name: getattr(self.meta, name) for name in ("embed_dim", "depth", "num_heads")}
+        return SIZES[self.meta.model_name] | {k: v for k, v in own.items() if v is not None}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How clips are resampled, as keyword arguments of :class:`FMRIDataset`."""
+        if self.data.target_tr is not None:
+            return {"sampling": "tr", "target_tr": self.data.target_tr}
+        default = DOWNSAMPLE_STRIDE if self.meta.downsample else 1
+        return {"sampling": "stride", "stride": self.data.stride or default}
+
+    @property
+    def normalization(self) -> str:
+        """The method, from ``data.normalization`` or the release's ``use_standardization``."""
+        return self.data.normalization or ("robust" if self.meta.use_standardization else "none")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain types, as written to YAML and into checkpoints."""
+        return _plain(dataclasses.asdict(self))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``section.key=value`` overrides; raise :class:`UserError`."""
+    return config_from_dict(read_yaml(path), where=str(path), overrides=overrides)
+
+
+def config_from_dict(
+    values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()
+) -> Config:
+    """Build and check a :class:`Config`; ``where`` names the source in messages."""
+    values = {key: dict(val) if isinstance(val, Mapping) else val for key, val in values.items()}
+    for override in overrides:
+        _apply_override(values, override)
+    for old, new in ALIASES.items():
+        section, key = old.split(".")
+        new_key = new.split(".")[1]
+        if isinstance(values.get(section), dict) and key in values[section]:
+            if new_key in values[section]:
+                raise UserError(f"{where}: '{old}' and '{new}' are the same key; keep one of them.")
+            values[section][new_key] = values[section].pop(key)
+    config = from_dict(Config, values, where)
+    _check(config, where)
+    return config
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, unreadable or empty file is a :class:`UserError`."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"no config file {path}.{nearest(path.name, siblings)}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections of keys, but it is {type(values).__name__}.")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise UserError(f"'{override}' is not an override; write section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{override}': the value is not valid YAML.") from error
+    if not isinstance(values.setdefault(section, {}), dict):
+        raise UserError(f"override '{override}': '{section}' is not a section of keys.")
+    values[section][key] = value
+
+
+def _check(config: Config, where: str) -> None:
+    """Refuse values that no run can have."""
+
+    def require(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            raise UserError(f"{where}: {key} is {_plain(value)!r}; allowed: {allowed}.")
+
+    data, mask, meta, opt = config.data, config.mask, config.meta, config.optimization
+    for key in ("data.batch_size", "data.repeats", "mask.patch_size", "mask.min_keep"):
+        require(getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) >= 1, key, ">= 1")
+    for name in ("log_every", "monitor_every", "checkpoint_every"):
+        require(getattr(config.logging, name) >= 1, f"logging.{name}", ">= 1")
+    require(config.logging.monitor_clips >= 2, "logging.monitor_clips", ">= 2")
+    require(
+        config.logging.monitor_every % config.logging.log_every == 0,
+        "logging.monitor_every",
+        f"a multiple of logging.log_every ({config.logging.log_every})",
+    )
+    require(data.num_workers >= 0, "data.num_workers", ">= 0")
+    require(min(data.crop_size) >= 1, "data.crop_size", "two numbers >= 1: ROIs, frames")
+    require(
+        data.crop_size[1] % mask.patch_size == 0,
+        "data.crop_size",
+        f"frames that are a multiple of mask.patch_size ({mask.patch_size})",
+    )
+    require(config.grid[1] >= 2, "data.crop_size", "at least two patches of mask.patch_size frames")
+    require(data.stride is None or data.stride >= 1, "data.stride", ">= 1")
+    require(data.target_tr is None or data.target_tr > 0, "data.target_tr", "> 0 seconds")
+    require(
+        data.target_tr is None or data.stride is None,
+        "data.target_tr",
+        "either data.target_tr or data.stride, not both",
+    )
+    require(
+        meta.use_standardization or data.normalization != "robust",
+        "data.normalization",
+        "anything but robust while meta.use_standardization is false",
+    )
+    for name in (
+        "enc_mask_scale",
+        "pred_mask_R_scale",
+        "pred_mask_T_roi_scale",
+        "pred_mask_R_roi_scale",
+        "pred_mask_T_scale",
+    ):
+        low, high = getattr(mask, name)
+        require(0 <= low <= high <= 1, f"mask.{name}", "[smallest, largest] within 0 and 1")
+    require(mask.enc_mask_scale[0] > 0, "mask.enc_mask_scale", "a smallest fraction above 0")
+    if meta.model_name not in SIZES:
+        raise UserError(
+            f"{where}: meta.model_name is '{meta.model_name}'; "
+            f"allowed: {', '.join(SIZES)}.{nearest(meta.model_name, SIZES)}"
+        )
+    for name in ("embed_dim", "depth", "num_heads"):
+        value = getattr(meta, name)
+        require(value is None or value >= 1, f"meta.{name}", ">= 1")
+    for name in ("pred_depth", "pred_emb_dim", "accumulation_steps"):
+        require(getattr(meta, name) >= 1, f"meta.{name}", ">= 1")
+    heads = config.encoder_size["num_heads"]
+    for key, width in (
+        ("meta.embed_dim", config.encoder_size["embed_dim"]),
+        ("meta.pred_emb_dim", meta.pred_emb_dim),
+    ):
+        require(
+            width % heads == 0 and width % 4 == 0,
+            key,
+            f"a multiple of 4 and of the {heads} heads (it is {width} here)",
+        )
+    require(meta.patch_embed_std > 0, "meta.patch_embed_std", "> 0")
+    require(meta.seed >= 0, "meta.seed", ">= 0")
+    require(opt.epochs >= 1, "optimization.epochs", ">= 1")
+    require(0 <= opt.warmup <= opt.epochs, "optimization.warmup", f"0 to epochs ({opt.epochs})")
+    require(opt.ipe_scale >= 1, "optimization.ipe_scale", ">= 1")
+    for name in ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay"):
+        require(getattr(opt, name) >= 0, f"optimization.{name}", ">= 0")
+    require(0 <= opt.ema[0] <= opt.ema[1] <= 1, "optimization.ema", "[first, last] within 0 and 1")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML and ``weights_only`` loading need no extra types."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,94 @@
+"""Plain mappings into typed dataclasses, with an error that says which key is wrong and why."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from src.utils.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    """Build dataclass ``cls``, nested ones too, from ``values`` read from ``where``.
+
+    An unknown key, a missing one without a default and a value of the wrong type each raise a
+    :class:`UserError` naming the key, the value, what is allowed and the nearest valid key.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            kind = "section" if any(dataclasses.is_dataclass(h) for h in hints.values()) else "key"
+            raise UserError(
+                f"{where}: unknown {kind} '{prefix}{key}'.{nearest(str(key), fields)} "
+                f"Valid here: {', '.join(fields)}."
+            )
+    arguments = {}
+    for name, spec in fields.items():
+        key = prefix + name
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], where, key)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: key '{key}' is missing; expected {_describe(hints[name])}.")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    def wrong() -> UserError:
+        options = [str(o) for o in typing.get_args(hint)] if _is_literal(hint) else []
+        hint_text = nearest(str(value), options)
+        return UserError(f"{where}: {key} is {value!r}; allowed: {_describe(hint)}.{hint_text}")
+
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: '{key}' must be a section of keys, but it is {value!r}.")
+        return from_dict(hint, value, where, prefix=f"{key}.")
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = [a for a in args if a is not type(None)]
+        return _convert(inner, value, where, key)
+    if _is_literal(hint):
+        if value not in args:
+            raise wrong()
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise wrong()
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise wrong()
+        return tuple(_convert(h, v, where, key) for h, v in zip(inner, value, strict=True))
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-6, without a point, as text
+            return float(value)
+        except (TypeError, ValueError):
+            raise wrong() from None
+    if type(value) is not hint:
+        raise wrong()
+    return value
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
+
+
+def _describe(hint: Any) -> str:
+    """What a key may hold, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if a is type(None) else _describe(a) for a in args)
+    if _is_literal(hint):
+        return ", ".join(str(a) for a in args)
+    if origin is tuple:
+        if args[-1] is Ellipsis:
+            return f"a list of {_describe(args[0])}"
+        return "[" + ", ".join(_describe(a) for a in args) + "]"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(hint, str(hint))
