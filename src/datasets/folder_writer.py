@@ -96,7 +96,7 @@ class FolderWriter:
         size = self._series_path.stat().st_size if self._series_path.exists() else 0
         if self._rows and size < self._end:
             raise UserError(
-                f"{self._series_path} has {size} bytes, its {len(self._rows)} runs take {self._end}: "
+                f"{self._series_path} has {size} bytes; its runs take {self._end}: "
                 f"data were lost. Remove {self.path}, write it anew."
             )
 
