@@ -1,0 +1,357 @@
+"""A downstream task: every key of `configs/downstream/*.yaml`, with defaults as in spec 7.
+
+A task file names a data folder, a target column and what it is; a section per protocol may change
+its defaults. Later sources win: dataclass defaults, task file, `--config` file, flags.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from downstream_tasks.metrics import metric_names
+from src.config import read_yaml
+from src.utils.errors import UserError, nearest
+from src.utils.typed import from_dict
+
+TASK_FOLDER = Path("configs/downstream")
+
+Protocol = Literal[
+    "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "knn", "fingerprint"
+]
+Baseline = Literal[
+    "majority",  # majority class, or the mean of the target
+    "fc",  # functional connectivity of the whole run: upper triangle, Fisher z
+    "fc_clips",  # the same of the clips the encoder sees
+    "roi_stats",  # mean and variance of each ROI
+    "log_sd",  # log standard deviation of each ROI
+    "raw_clip",  # the values of the clip themselves, by principal components
+    "patch_means",  # mean of each patch of the clip
+    "random_weights",  # the same encoder, untrained
+    "time_permuted",  # the encoder on clips whose frames are shuffled in every ROI by itself
+    "held_constant",  # the encoder on clips in which every ROI keeps its mean value
+]
+
+
+@dataclass
+class DataConfig:
+    """Which people and runs, with which labels, cut into which clips."""
+
+    data_path: str = ""  # a data-set folder (src.datasets.folder)
+    target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
+    type: Literal["classification", "regression"] = "classification"
+    classes: tuple[Any, ...] = ()  # labels in class order, the second is "positive"; empty: sorted
+    nb_classes: int | None = None  # their number, checked against the data
+    ignore_labels: tuple[Any, ...] = ()  # people with these labels are left out
+    unit: Literal["person", "run", "event"] = "person"  # what gets one score
+    disjoint: tuple[str, ...] = ("family_id",)  # columns no value of which may be in two parts
+    label_normalization: bool = True  # z-score regression targets on training people
+    normalization: Literal["checkpoint", "robust", "zscore_sample", "zscore_roi", "none"] = (
+        "checkpoint"  # what pretraining used; zscore_sample if the file does not say
+    )
+    stride: int | None = None  # take every n-th frame; unset: 3 with downsample, else 1
+    downsample: bool = False  # multiband data to a TR of about 2 s, as the release does
+    target_tr: float | None = None  # seconds; resample every run to it instead
+    short_runs: Literal["error", "pad", "skip"] = "error"
+    bad_rois: Literal["exclude", "zero"] = "exclude"
+    delay_seconds: float = 5.0  # unit: event; from the onset to the scored patch
+    scored_patch: int = 0  # unit: event; place of the scored patch in the clip
+    gradient_csv_path: str | None = None  # unset: from the checkpoint
+    num_workers: int = 2
+
+
+@dataclass
+class SplitConfig:
+    """Who is in train, validation and test."""
+
+    source: Literal["folder", "random"] = "random"  # the folder's split column, or drawn
+    file: str | None = None  # a split_seed*.tsv of an earlier run
+    fractions: tuple[float, ...] = (0.6, 0.2, 0.2)
+    seed: int = 0
+    resample: bool = False  # new people for every seed
+
+
+@dataclass
+class ModelConfig:
+    """The checkpoint. What it knows need not be repeated here; a contradiction is an error."""
+
+    load_path: str | None = None  # file, or folder of a pretraining run
+    load_epoch: int | None = None  # with a folder: jepa-epN; unset: the latest
+    network: Literal["target_encoder", "encoder"] = "target_encoder"
+    model_name: str | None = None
+    crop_size: tuple[int, int] | None = None
+    patch_size: int | None = None
+    pred_depth: int | None = None
+    pred_emb_dim: int | None = None
+    add_w: Literal["mapping", "origin", "anatomical"] | None = None
+    attn_mode: Literal["normal", "sdpa", "flash_attn"] = "sdpa"
+
+
+@dataclass
+class EvaluationConfig:
+    """How a protocol is scored."""
+
+    num_seed: int = 5
+    seed: int = 0  # of the first run
+    clips: int = 1  # evenly spread over a run, predictions averaged; 1 = the centre
+    metric: str | None = None  # selects on validation, compared with FC; unset: by task type
+    n_bootstrap: int = 1000
+    baselines: tuple[Baseline, ...] = (
+        "majority",
+        "fc",
+        "roi_stats",
+        "random_weights",
+        "time_permuted",
+        "held_constant",
+    )
+    raw_components: int = 100  # principal components of raw_clip
+    encoder_batch_size: int = 16  # clips per frozen forward pass
+
+
+@dataclass
+class FineTuneConfig:
+    """End-to-end training (spec 7)."""
+
+    batch_size: int = 16
+    epochs: int = 50
+    blr: float = 1e-3  # x batch / 256
+    min_lr: float = 1e-6
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    drop_path: float = 0.1
+    smoothing: float = 0.0
+    accumulation_steps: int = 1
+    clip_grad: float | None = None
+    gradient_checkpointing: bool = False
+    use_bfloat16: bool = True
+    class_weights: bool = False
+
+
+@dataclass
+class LinearProbeConfig:
+    """LARS on frozen pooled features (spec 7); all combinations train in one pass."""
+
+    batch_size: int = 64
+    epochs: int = 50
+    blr: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # x batch / 256; published: 0.01
+    weight_decay: tuple[float, ...] = (0.0, 1e-4, 1e-2)  # published: 0
+    min_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    smoothing: float = 0.0
+    class_weights: bool = False
+
+
+@dataclass
+class AttentiveProbeConfig:
+    """One learned query over all frozen tokens, AdamW."""
+
+    batch_size: int = 32
+    epochs: int = 20
+    lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3)  # all trained in one pass over the tokens
+    weight_decay: float = 0.05
+    warmup_epochs: float = 2.0
+    num_heads: int | None = None  # unset: one head per 64 dimensions
+    smoothing: float = 0.0
+    class_weights: bool = False
+
+
+@dataclass
+class HeadsConfig:
+    """scikit-learn heads on pooled features: grids and how a value is picked from them."""
+
+    selection: Literal["cv", "valid"] = "cv"  # inner cross-validation on train, or validation
+    folds: int = 5
+    C: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
+    alpha: tuple[float, ...] = (1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
+    n_neighbors: tuple[int, ...] = (20, 10, 5, 3, 1)
+    class_weights: bool = False
+
+
+@dataclass
+class FingerprintConfig:
+    """Identify a person across two runs."""
+
+    column: Literal["run", "session"] = "run"
+    pair: tuple[str, str] = ("01", "02")
+
+
+@dataclass
+class DownstreamConfig:
+    """A task, a protocol and a checkpoint."""
+
+    name: str = "task"
+    protocol: Protocol = "fine_tune"
+    output_root: str = "output_dirs"
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    linear_probe: LinearProbeConfig = field(default_factory=LinearProbeConfig)
+    attentive_probe: AttentiveProbeConfig = field(default_factory=AttentiveProbeConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    fingerprint: FingerprintConfig = field(default_factory=FingerprintConfig)
+    published: dict[str, Any] = field(default_factory=dict)  # metric -> value in the paper
+
+    @property
+    def metric(self) -> str:
+        """The metric that selects on validation and is compared with the FC baseline."""
+        default = "mse" if self.data.type == "regression" else "balanced_accuracy"
+        return self.evaluation.metric or default
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the runs."""
+        return range(self.evaluation.seed, self.evaluation.seed + self.evaluation.num_seed)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the results go: ``output_root/task/protocol``."""
+        return Path(self.output_root) / self.name / self.protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain types, as written to config.yaml."""
+        return _plain(dataclasses.asdict(self))
+
+
+def load_task(*sources: str | Path, overrides: Mapping[str, Any] | None = None) -> DownstreamConfig:
+    """Read task files (paths, or names of files in configs/downstream), later ones winning.
+
+    ``overrides`` maps ``section.key`` (or a key of the top level) to a value, and wins over all.
+
+    Raises:
+        UserError: naming the file, the key, the value, what is allowed and the nearest key.
+    """
+    values: dict[str, Any] = {}
+    where = "the flags"
+    for source in sources:
+        path = task_path(source)
+        values = _merge({"name": path.stem} | values, read_yaml(path))
+        where = str(path)
+    for name, value in (overrides or {}).items():
+        *sections, key = name.split(".")
+        nested: dict[str, Any] = {key: value}
+        for section in reversed(sections):
+            nested = {section: nested}
+        values = _merge(values, nested)
+    return task_from_dict(values, where)
+
+
+def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
+    """Build and check a :class:`DownstreamConfig`; ``where`` names the source in messages."""
+    config = from_dict(DownstreamConfig, values, where)
+    _check(config, where)
+    return config
+
+
+def task_path(source: str | Path) -> Path:
+    """Path of a task file given as a path or as a name such as ``hca_sex``."""
+    path = Path(source)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    named = TASK_FOLDER / f"{path.name}.yaml"
+    if not named.is_file():
+        names = sorted(p.stem for p in TASK_FOLDER.glob("*.yaml"))
+        raise UserError(
+            f"no task '{source}': neither a file nor a name in {TASK_FOLDER}."
+            f"{nearest(path.name, names)} Tasks: {', '.join(names)}."
+        )
+    return named
+
+
+def _merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings key by key; ``new`` wins."""
+    merged = dict(base)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check(config: DownstreamConfig, where: str) -> None:
+    """Refuse values that no evaluation can have."""
+
+    def refuse(key: str, value: object, allowed: str) -> UserError:
+        return UserError(f"{where}: {key} is {_plain(value)!r}; allowed: {allowed}.")
+
+    data = config.data
+    if not data.data_path:
+        raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
+    if not data.target and config.protocol != "fingerprint":
+        raise UserError(f"{where}: data.target is missing: the column to predict.")
+    needs = {"logistic": "classification", "ridge": "regression"}.get(config.protocol, data.type)
+    if needs != data.type:
+        raise refuse("data.type", data.type, f"{needs} with the protocol {config.protocol}")
+    for key in ("classes", "ignore_labels"):
+        for label in getattr(data, key):
+            if isinstance(label, bool) or not isinstance(label, str | int | float):
+                raise refuse(
+                    f"data.{key}",
+                    label,
+                    "text or numbers; YAML reads bare yes and no as true and "
+                    "false, write them in quotes",
+                )
+    n_classes = len(data.classes) or data.nb_classes
+    if n_classes is not None and n_classes < 2 and data.type == "classification":
+        raise refuse("data.nb_classes", n_classes, ">= 2")
+    if len(set(map(str, data.classes))) < len(data.classes):
+        raise refuse("data.classes", data.classes, "each label once")
+    if data.stride is not None and data.stride < 1:
+        raise refuse("data.stride", data.stride, ">= 1")
+    if data.target_tr is not None and (data.target_tr <= 0 or data.stride or data.downsample):
+        raise refuse("data.target_tr", data.target_tr, "> 0 seconds, without stride or downsample")
+    if len(config.split.fractions) != 3 or min(config.split.fractions) <= 0:
+        raise refuse("split.fractions", config.split.fractions, "three numbers > 0")
+    if config.metric not in (names := metric_names(data.type, n_classes or 2)):
+        hint = nearest(config.metric, names)
+        raise refuse("evaluation.metric", config.metric, ", ".join(names) + f".{hint}".rstrip("."))
+    limits = {
+        "evaluation.num_seed": 1,
+        "evaluation.seed": 0,
+        "evaluation.clips": 1,
+        "evaluation.n_bootstrap": 1,
+        "evaluation.raw_components": 1,
+        "evaluation.encoder_batch_size": 1,
+        "data.num_workers": 0,
+        "heads.folds": 2,
+        "split.seed": 0,
+    }
+    for section in ("fine_tune", "linear_probe", "attentive_probe"):
+        limits |= {f"{section}.batch_size": 1, f"{section}.epochs": 1}
+    limits["fine_tune.accumulation_steps"] = 1
+    for section in ("fine_tune", "linear_probe", "attentive_probe"):
+        protocol = getattr(config, section)
+        if not 0 <= protocol.smoothing < 1:
+            raise refuse(f"{section}.smoothing", protocol.smoothing, "0 to below 1")
+        if not 0 <= protocol.warmup_epochs <= protocol.epochs:
+            raise refuse(f"{section}.warmup_epochs", protocol.warmup_epochs, "0 to epochs")
+    for key, least in limits.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value < least:
+            raise refuse(key, value, f">= {least}")
+    grids = {
+        "linear_probe.blr": config.linear_probe.blr,
+        "attentive_probe.lr": config.attentive_probe.lr,
+        "heads.C": config.heads.C,
+        "heads.alpha": config.heads.alpha,
+        "heads.n_neighbors": config.heads.n_neighbors,
+    }
+    for key, values in grids.items():
+        if not values or min(values) <= 0:
+            raise refuse(key, values, "numbers > 0, at least one")
+    if not config.linear_probe.weight_decay or min(config.linear_probe.weight_decay) < 0:
+        raise refuse("linear_probe.weight_decay", config.linear_probe.weight_decay, "numbers >= 0")
+    if not 0 < config.fine_tune.layer_decay <= 1:
+        raise refuse("fine_tune.layer_decay", config.fine_tune.layer_decay, "above 0, at most 1")
+    if not 0 <= config.fine_tune.drop_path < 1:
+        raise refuse("fine_tune.drop_path", config.fine_tune.drop_path, "0 to below 1")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML and JSON need no extra types."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
