@@ -1,0 +1,343 @@
+"""Pretraining, top to bottom: data, model, optimizer, resume, loop (spec 5)."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from src import monitors
+from src.config import Config
+from src.datasets.fmri import FMRIDataset
+from src.datasets.sampler import MicroBatchSampler, NumberedSamples
+from src.helper import (
+    Networks,
+    init_collator,
+    init_dataset,
+    init_model,
+    init_opt,
+    init_roi_features,
+    load_run,
+    restore,
+)
+from src.journal import describe, report_monitors, report_step
+from src.models.jepa import jepa_loss, update_target_encoder
+from src.utils.checkpoint import (
+    NETWORKS,
+    checkpoint_path,
+    network_state,
+    save_checkpoint,
+)
+from src.utils.distributed import Ranks, stop_requests
+from src.utils.errors import UserError
+from src.utils.figures import draw_curves, draw_masks
+from src.utils.logging import RunLog, git_revision, setup_logging
+from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
+from src.utils.precision import autocast
+from src.utils.schedulers import Schedule
+
+logger = logging.getLogger(__name__)
+
+# The release's columns, then ours.
+CSV_COLUMNS = (
+    "epoch",
+    "itr",
+    "loss",
+    "mask-A",
+    "mask-B",
+    "time (ms)",
+    "step",
+    "lr",
+    "weight_decay",
+    "momentum",
+    "grad_norm",
+    *monitors.COLUMNS,
+)
+
+
+def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
+    """Pretrain as ``config`` says, in this process of ``ranks``; write ``config.logging.folder``.
+
+    Raises:
+        UserError: bad data, a checkpoint that cannot be resumed, or a loss that is not finite.
+    """
+    # -------------------------------------------------------------------------- folder and resume
+    folder, tag = Path(config.logging.folder), config.logging.write_tag
+    latest = checkpoint_path(folder, tag)
+    state = None
+    if resume or config.meta.load_checkpoint:
+        state = load_run(_resume_path(config, latest), config, ranks.world_size)
+    elif latest.exists():
+        raise UserError(
+            f"{folder} already holds a run ({latest.name}). Go on with it by --resume, or write "
+            "elsewhere: logging.folder=..."
+        )
+    setup_logging(folder, ranks.main)
+
+    # --------------------------------------------------------------------------------------- data
+    dataset = init_dataset(
+        config,
+        "train",
+        stats=state["normalization"] if state and "median" in state["normalization"] else None,
+    )
+    collator = init_collator(config, seed=config.meta.seed, rank=ranks.rank)
+    held_out = init_dataset(config, config.logging.monitor_split, dataset.stats, clips="center")
+    sampler = MicroBatchSampler(
+        len(dataset),
+        batch_size=config.data.batch_size,
+        accumulation=config.meta.accumulation_steps,
+        epochs=config.optimization.epochs,
+        repeats=config.data.repeats,
+        seed=config.meta.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        first_step=state["step"] if state else 0,
+    )
+    loader = DataLoader(
+        NumberedSamples(dataset),
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=config.data.num_workers,
+        pin_memory=config.data.pin_mem and ranks.device.type == "cuda",
+    )
+
+    # -------------------------------------------------------------------------------------- model
+    features = init_roi_features(config, dataset, state)
+    networks = init_model(config, features, ranks.device)
+    encoder, predictor = (
+        wrap(networks.encoder, config, ranks),
+        wrap(networks.predictor, config, ranks),
+    )
+    precision = autocast(ranks.device, config.meta.use_bfloat16)
+
+    # ------------------------------------------------------------------------------ optimizer
+    optimizer, schedule = init_opt(
+        networks.encoder, networks.predictor, config, sampler.steps_per_epoch
+    )
+    first_step = restore(state, latest, networks, optimizer) if state else 0
+
+    # ---------------------------------------------------------------------------------------- log
+    log = RunLog(
+        folder,
+        f"{tag}_r0.csv",
+        CSV_COLUMNS,
+        ranks.main,
+        resume_key="step",
+        resume_at=first_step + 1,
+    )
+    knowledge = {
+        "config": config.to_dict(),
+        "normalization": {
+            "method": config.normalization,
+            **{name: torch.as_tensor(value) for name, value in (dataset.stats or {}).items()},
+        },
+        "gradients": features,
+        "roi_labels": list(dataset.folder.roi_labels),
+        "atlas": dataset.folder.atlas,
+        "revision": git_revision(),
+    }
+    if ranks.main:
+        (folder / "params-ijepa.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        (folder / "revision.txt").write_text(knowledge["revision"] + "\n")
+        draw_masks(collator.sample(1, step=0), config.grid, folder / "masks.png")
+        describe(config, dataset, held_out, sampler, networks, ranks)
+
+    def watch() -> dict[str, float]:
+        """The learning monitors now; only the main process takes them."""
+        return monitors.measure(
+            networks,
+            monitors.held_out_batches(held_out, config),
+            monitors.fixed_masks(config),
+            ranks.device,
+            precision,
+        )
+
+    def save(step: int, loss: float) -> None:
+        """Write the latest checkpoint, and the epoch's own when it is due."""
+        if ranks.main:
+            epoch, inside = divmod(step, sampler.steps_per_epoch)
+            last = epoch == config.optimization.epochs
+            current = {
+                **{name: network_state(getattr(networks, name)) for name in NETWORKS},
+                "opt": optimizer.state_dict(),
+                "scaler": None,
+                "epoch": epoch,
+                "loss": loss,
+                "batch_size": config.data.batch_size,
+                "world_size": ranks.world_size,
+                "lr": schedule.lr(step),
+                "step": step,
+                "rng": rng_state(),
+                "monitors": first_monitors,
+                **knowledge,
+            }
+            save_checkpoint(latest, current)
+            if inside == 0 and (epoch % config.logging.checkpoint_every == 0 or last):
+                save_checkpoint(checkpoint_path(folder, tag, epoch), current)
+        ranks.barrier()
+
+    # --------------------------------------------------------------------------------------- loop
+    total_steps = sampler.steps_per_epoch * config.optimization.epochs
+    buffer = StepBuffer()
+    batches = iter(loader)
+    loss = state["loss"] if state else math.nan
+    first_monitors = state["monitors"] if state else None
+    if first_monitors is None and ranks.main:
+        first_monitors = watch()
+        report_monitors(first_monitors, 0, log)
+    last_monitors = first_monitors
+
+    bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not ranks.main)
+    with stop_requests() as stop, logging_redirect_tqdm(), bar:
+        for step in range(first_step + 1, total_steps + 1):
+            record = train_step(
+                step, batches, encoder, predictor, networks, optimizer, schedule, config, precision
+            )
+            epoch, inside = divmod(step - 1, sampler.steps_per_epoch)
+            record.scalars |= {"epoch": epoch + 1, "itr": inside}
+            buffer.add(record)
+            bar.update()
+
+            stopping = ranks.any(stop.is_set())
+            epoch_ends = inside == sampler.steps_per_epoch - 1
+            logging_now = step % config.logging.log_every == 0 or step == total_steps
+            if not (logging_now or epoch_ends or stopping):
+                continue
+            try:
+                rows = buffer.flush(ranks)
+            except NonFiniteLoss as error:
+                raise UserError(_explain(error, dataset, latest)) from error
+            loss = rows[-1]["loss"]
+            if ranks.main:
+                monitoring = step % config.logging.monitor_every == 0 or step == total_steps
+                if logging_now and monitoring:
+                    last_monitors = watch()
+                    rows[-1] |= last_monitors
+                    report_monitors(last_monitors, step, log)
+                log.rows(rows)
+                if logging_now:
+                    report_step(rows[-1], step, total_steps, log, bar)
+            if epoch_ends or stopping:
+                save(step, loss)
+            if stopping and step < total_steps:
+                logger.info("stopped by a signal after step %d; go on with --resume", step)
+                log.close()
+                return
+
+    # ---------------------------------------------------------------------------------------- end
+    log.close()
+    if ranks.main:
+        draw_curves(folder / f"{tag}_r0.csv", folder / "loss.png")
+        logger.info("checkpoint: %s", latest)
+        logger.info(monitors.verdict(first_monitors, last_monitors))
+
+
+def train_step(
+    step: int,
+    batches: Iterator[tuple[dict[str, Tensor], list[Tensor], list[Tensor]]],
+    encoder: nn.Module,
+    predictor: nn.Module,
+    networks: Networks,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    config: Config,
+    precision: Callable[[], AbstractContextManager],
+) -> StepRecord:
+    """One optimizer step over ``accumulation_steps`` micro-batches, with no host synchronisation.
+
+    ``encoder`` and ``predictor`` are the trained networks, wrapped for DDP if there are several
+    processes: gradients are exchanged in the last micro-step only (spec 8.11).
+    """
+    device = next(networks.encoder.parameters()).device
+    accumulation = config.meta.accumulation_steps
+    losses, rows = [], []
+    for micro in range(accumulation):
+        batch, (masks_enc,), (masks_pred,) = next(batches)
+        rows.append(batch["row"].tolist())
+        x, masks_enc, masks_pred = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (batch["fmri"], masks_enc, masks_pred)
+        )
+        with ExitStack() as stack:
+            if micro < accumulation - 1:
+                for network in (encoder, predictor):
+                    if isinstance(network, DistributedDataParallel):
+                        stack.enter_context(network.no_sync())
+            with precision():
+                loss = jepa_loss(
+                    encoder, networks.target_encoder, predictor, x, masks_enc, masks_pred
+                )
+            (loss / accumulation).backward()
+        losses.append(loss.detach())
+
+    lr, weight_decay, momentum = (
+        schedule.lr(step),
+        schedule.weight_decay(step),
+        schedule.momentum(step),
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["decay"]:
+            group["weight_decay"] = weight_decay
+    gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    update_target_encoder(networks.target_encoder, networks.encoder, momentum)
+    scalars = {
+        "step": step,
+        "mask-A": masks_enc.shape[1],
+        "mask-B": masks_pred.shape[1],
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+    }
+    return StepRecord(losses, grad_norm, rows, scalars)
+
+
+def wrap(network: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
+    """Compile, and average gradients over processes, where asked for."""
+    if config.meta.compile:
+        # Block sizes change from batch to batch: one dynamic graph in place of many fixed ones.
+        network = torch.compile(network, dynamic=True)
+    if ranks.world_size == 1:
+        return network
+    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+
+def rng_state() -> dict[str, Tensor]:
+    """Random state of this process; what training draws is a function of the step anyway."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _resume_path(config: Config, latest: Path) -> Path:
+    """``read_checkpoint``: a path, or a name in the run's folder; by default the latest."""
+    name = config.meta.read_checkpoint
+    if name is None:
+        return latest
+    return Path(name) if Path(name).exists() else latest.parent / name
+
+
+def _explain(error: NonFiniteLoss, dataset: FMRIDataset, latest: Path) -> str:
+    """A non-finite loss, in the words of the person whose run it ends."""
+    runs = dataset.folder.runs.loc[sorted(set(error.rows))]
+    names = [
+        f"{run.participant_id} (session {run.session}, run {run.run})" for run in runs.itertuples()
+    ]
+    last_good = f"The last good checkpoint is {latest}" if latest.exists() else "No checkpoint yet"
+    return (
+        f"{error}. Samples: {', '.join(names)}. {last_good}. Look at these runs, or lower "
+        "optimization.lr."
+    )

@@ -1,0 +1,110 @@
+"""Checkpoint files: written whole or not at all, read without executing anything (spec 4, 8.5).
+
+A file is the release's dict - ``encoder``, ``predictor``, ``target_encoder`` with ``module.``
+before each name, ``opt``, ``scaler``, ``epoch``, ``loss``, ``batch_size``, ``world_size``, ``lr`` -
+plus ``step``, ``config``, ``rng``, ``normalization``, ``gradients``, ``roi_labels``, ``atlas`` and
+``revision``, so that one file is enough to resume, and enough downstream.
+"""
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.utils.errors import UserError
+
+PREFIX = "module."
+NETWORKS = ("encoder", "predictor", "target_encoder")
+
+
+def checkpoint_path(folder: str | Path, tag: str, epoch: int | None = None) -> Path:
+    """``<tag>-latest.pth.tar``, or ``<tag>-ep<N>.pth.tar``: the state after N epochs (spec 8.5)."""
+    name = "latest" if epoch is None else f"ep{epoch}"
+    return Path(folder) / f"{tag}-{name}.pth.tar"
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write ``state`` so that ``path`` always holds a whole checkpoint, the old one or the new."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project or of the release, executing nothing in it.
+
+    The one class allowed besides tensors and plain types is ``argparse.Namespace``, which the
+    release's fine-tuned files hold. A missing, truncated or foreign file is a :class:`UserError`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*.pth*")) if path.parent.is_dir() else []
+        there = f" In that folder: {', '.join(others)}." if others else ""
+        raise UserError(f"no checkpoint {path}.{there}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} holds something other than tensors and plain values, "
+            f"and nothing in it was executed: {str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({path.stat().st_size} bytes; truncated, or not a "
+            f"checkpoint): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
+    return state
+
+
+def require_keys(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> None:
+    """Raise :class:`UserError` unless the checkpoint has all of ``keys``."""
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise UserError(
+            f"checkpoint {path} has no {', '.join(missing)}; it has: {', '.join(map(str, state))}."
+        )
+
+
+def network_state(network: nn.Module) -> dict[str, Tensor]:
+    """State dict of a network under the release's names."""
+    return {PREFIX + name: value for name, value in network.state_dict().items()}
+
+
+def load_network(
+    network: nn.Module, state: Mapping[str, Tensor], path: str | Path, part: str
+) -> None:
+    """Load ``state`` strictly; a mismatch is a :class:`UserError` naming the first differences."""
+    state = {name.removeprefix(PREFIX): value for name, value in state.items()}
+    own = network.state_dict()
+    wrong = [f"{n} is missing" for n in own if n not in state]
+    wrong += [f"{n} is not in the model" for n in state if n not in own]
+    wrong += [
+        f"{n} is {tuple(state[n].shape)}, the model needs {tuple(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise UserError(
+            f"checkpoint {path} does not fit this {part}: {'; '.join(wrong[:3])}{more}. "
+            "Check model_name, crop_size, patch_size, pred_depth, pred_emb_dim and add_w."
+        )
+    network.load_state_dict(state, strict=True)

@@ -1,0 +1,96 @@
+"""Numbers of the training steps, kept on the device until a logging step reads them all at once."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.utils.distributed import Ranks
+
+
+@dataclass
+class StepRecord:
+    """One optimizer step of this process.
+
+    Attributes:
+        losses: the loss of each micro-step, on the device.
+        rows: the samples of each micro-step, as rows of participants.tsv.
+        scalars: what the host knows without asking the device.
+    """
+
+    losses: list[Tensor]
+    grad_norm: Tensor
+    rows: list[list[int]]
+    scalars: dict[str, float]
+
+
+class NonFiniteLoss(Exception):
+    """A loss or gradient is not finite.
+
+    Attributes:
+        step: the optimizer step.
+        rows: rows of participants.tsv whose loss was not finite; all of the step's if only the
+            gradient overflowed.
+    """
+
+    def __init__(self, step: int, rows: Sequence[int], what: str) -> None:
+        super().__init__(f"the {what} of optimizer step {step} is not finite")
+        self.step, self.rows, self.what = step, list(rows), what
+
+
+class StepBuffer:
+    """Collects :class:`StepRecord` without touching the device; :meth:`flush` reads them."""
+
+    def __init__(self) -> None:
+        self._records: list[StepRecord] = []
+        self._since = time.perf_counter()
+
+    def add(self, record: StepRecord) -> None:
+        """Keep a step."""
+        self._records.append(record)
+
+    def flush(self, ranks: Ranks) -> list[dict[str, float]]:
+        """Return one row per step since the last flush: the loss over all ranks, and its scalars.
+
+        Every rank must call it at the same step. Raises :class:`NonFiniteLoss` in every rank if any
+        of them met one.
+        """
+        records, self._records = self._records, []
+        if not records:
+            return []
+        own = torch.stack(
+            [torch.stack([*record.losses, record.grad_norm]) for record in records]
+        ).tolist()
+        now = time.perf_counter()
+        milliseconds = (now - self._since) / len(records) * 1e3
+        self._since = now
+        everyone = ranks.gather((own, [record.rows for record in records]))
+        out = []
+        for index, record in enumerate(records):
+            values = [numbers[index] for numbers, _ in everyone]
+            step = int(record.scalars["step"])
+            bad = [
+                row
+                for numbers, (_, rows) in zip(values, everyone, strict=True)
+                for loss, micro in zip(numbers[:-1], rows[index], strict=True)
+                if not math.isfinite(loss)
+                for row in micro
+            ]
+            if bad:
+                raise NonFiniteLoss(step, bad, "loss")
+            if not math.isfinite(values[0][-1]):
+                rows = [row for _, rows in everyone for micro in rows[index] for row in micro]
+                raise NonFiniteLoss(step, rows, "gradient")
+            losses = [loss for numbers in values for loss in numbers[:-1]]
+            out.append(
+                {
+                    **record.scalars,
+                    "loss": sum(losses) / len(losses),
+                    "grad_norm": values[0][-1],
+                    "time (ms)": round(milliseconds, 2),
+                }
+            )
+        return out
