@@ -26,6 +26,7 @@ SERIES_FILE = "timeseries.npy"
 TABLE_FILE = "participants.tsv"
 DESCRIPTION_FILE = "dataset.json"
 JOURNAL_FILE = "writing.jsonl"
+NORMALIZATION_FILE = "normalization.npz"
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from src.datasets.folder_format import (
     FORMAT,
     JOURNAL_FILE,
     MISSING,
+    NORMALIZATION_FILE,
     RUN_COLUMNS,
     SERIES_FILE,
     TABLE_FILE,
@@ -150,8 +151,8 @@ class FolderWriter:
             journal.writelines(map(_json_line, self._rows))
             self._journal_end = journal.tell()
         self._committed, self._last_commit = len(self._rows), time.monotonic()
-        # Left in place, these would describe less than the file they stand beside.
-        for name in (TABLE_FILE, DESCRIPTION_FILE):
+        # Left in place, these would describe other data than the file they stand beside.
+        for name in (TABLE_FILE, DESCRIPTION_FILE, NORMALIZATION_FILE):
             (self.path / name).unlink(missing_ok=True)
         self._series_file = self._series_path.open("r+b" if self._series_path.exists() else "w+b")
         self._series_file.truncate(self._end)

@@ -1,0 +1,231 @@
+"""The data set the model sees: normalised clips of the runs of a data-set folder."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from src.datasets import normalization as norm
+from src.datasets.clips import (
+    even_starts,
+    frame_steps,
+    frames_needed,
+    random_start,
+    samples_available,
+    take_clip,
+)
+from src.datasets.folder import DataFolder
+from src.utils.errors import UserError, nearest
+
+SHORT_RUNS = ("error", "pad", "skip")
+BAD_ROIS = ("exclude", "zero")
+
+logger = logging.getLogger(__name__)
+
+
+class FMRIDataset(Dataset):
+    """Clips [1, R, T] of parcellated BOLD runs, normalised, float32.
+
+    `dataset[i]` (or `dataset[i, epoch]`; `i` alone is epoch 0) is a dict of `fmri`, the clip, and
+    `row`, the run's row in participants.tsv. The start of a random clip depends on seed, epoch and
+    row alone, so it is the same for any number of workers and after a resume.
+
+    Args:
+        data_dir: a data-set folder (data/README.md).
+        split: train, valid, test, several of them, or an integer array of rows.
+        crop_size: (R, T), ROIs and samples of a clip.
+        sampling: "stride" (every `stride`-th frame) or "tr" (one sample per `target_tr` seconds,
+            interpolated where that falls between frames).
+        short_runs: what happens to runs with fewer frames than a clip needs: "error", "pad" (zeros
+            after the last sample, added after normalisation) or "skip" (left out, with a warning).
+        normalization: robust, zscore_sample, zscore_roi or none (src.datasets.normalization).
+        stats: `median` and `iqr` [R] for robust, such as a checkpoint holds; by default those of
+            the folder's training participants.
+        bad_rois: "exclude" (leave out runs that have a constant or non-finite ROI, with a warning)
+            or "zero" (keep them; the ROI is 0 after normalisation).
+        clips: "random", "center", or a number k of clips spread evenly over each run; item
+            `i * k + j` is then clip j of the i-th run.
+        seed: of the random starts.
+
+    Raises:
+        UserError: if the folder, the ROI count, an option or the runs' length or TR do not fit.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        split: str | Sequence[str] | np.ndarray,
+        crop_size: Sequence[int],
+        *,
+        sampling: str = "stride",
+        stride: int = 1,
+        target_tr: float | None = None,
+        short_runs: str = "error",
+        normalization: str = "robust",
+        stats: Mapping[str, Any] | None = None,
+        bad_rois: str = "exclude",
+        clips: str | int = "random",
+        seed: int = 0,
+    ) -> None:
+        _check_option("short_runs", short_runs, SHORT_RUNS)
+        _check_option("normalization", normalization, norm.METHODS)
+        _check_option("bad_rois", bad_rois, BAD_ROIS)
+        if not isinstance(clips, int) or isinstance(clips, bool) or clips < 1:
+            _check_option("clips", clips, ("random", "center"))
+        self.folder = DataFolder(data_dir)
+        self.n_rois, self.num_frames = map(int, crop_size)
+        if self.n_rois != self.folder.n_rois:
+            raise UserError(
+                f"crop_size asks for {self.n_rois} ROIs, {self.folder.path} has "
+                f"{self.folder.n_rois} ({self.folder.atlas}); they must be equal."
+            )
+        self.normalization = normalization
+        self.seed = int(seed)
+        self.clips_per_run = clips if isinstance(clips, int) else 1
+        self._random = clips == "random"
+
+        rows = self._choose_rows(split, bad_rois)
+        tr = self.folder.runs["tr"].to_numpy()[rows]
+        steps = frame_steps(tr, sampling, stride=stride, target_tr=target_tr)
+        rows, steps = self._treat_short_runs(rows, steps, short_runs)
+        self.rows = rows
+        self._steps = steps
+        # Frames at which a clip may start; a run to be padded has one.
+        spare = self.folder.frames[rows] - frames_needed(self.num_frames, steps)
+        self._n_starts = np.maximum(spare, 0) + 1
+        self._has_bad = np.array([self.folder.bad_roi_mask(row).any() for row in rows], dtype=bool)
+
+        self.stats: dict[str, np.ndarray] | None = None
+        if normalization == "robust":
+            where = str(self.folder.path) if stats is None else "the statistics given"
+            stats = norm.stored_statistics(self.folder) if stats is None else stats
+            self.stats = norm.check_statistics(stats, self.n_rois, where)
+            self._median = torch.from_numpy(self.stats["median"])[:, None]
+            self._inverse_iqr = torch.from_numpy(1 / self.stats["iqr"])[:, None]
+        self._map()
+
+    # --- which runs -----------------------------------------------------------------------------
+
+    def _choose_rows(self, split: str | Sequence[str] | np.ndarray, bad_rois: str) -> np.ndarray:
+        folder = self.folder
+        if isinstance(split, str) or all(isinstance(name, str) for name in split):
+            rows = folder.rows(split)
+        else:
+            rows = np.asarray(split)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu":
+                raise UserError(f"rows must be whole numbers in one dimension, not {split!r}.")
+            if ((rows < 0) | (rows >= len(folder.runs))).any():
+                raise UserError(
+                    f"rows run from {rows.min()} to {rows.max()}, {folder.path} has rows 0 to "
+                    f"{len(folder.runs) - 1}."
+                )
+            rows = rows.astype(np.int64)
+            split = "the given rows"
+        n_asked = rows.size
+        if bad_rois == "exclude":
+            rows = rows[np.isin(rows, folder.rows(bad_rois="exclude"))]
+            if n_out := n_asked - rows.size:
+                logger.warning(
+                    "%s, %s: %d of %d runs left out, as an ROI of them is constant or not finite "
+                    "(bad_rois: exclude; zero would keep them)",
+                    folder.path,
+                    split,
+                    n_out,
+                    n_asked,
+                )
+        if not rows.size:
+            raise UserError(
+                f"{folder.path} has no run for {split}"
+                + (f": all {n_asked} have a bad ROI; try bad_rois zero." if n_asked else ".")
+            )
+        return rows
+
+    def _treat_short_runs(
+        self, rows: np.ndarray, steps: np.ndarray, short_runs: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        frames, needed = self.folder.frames[rows], frames_needed(self.num_frames, steps)
+        short = frames < needed
+        if not short.any():
+            return rows, steps
+        worst = int(np.argmax(needed - frames))
+        run = self.folder.runs.loc[rows[worst]]
+        summary = (
+            f"{self.folder.path}: {short.sum()} of {rows.size} runs are too short for a clip of "
+            f"{self.num_frames} samples, such as {run.participant_id}/{run.session}/{run.run} with "
+            f"{frames[worst]} frames of the {needed[worst]} it needs"
+        )
+        if short_runs == "error" or (short.all() and short_runs == "skip"):
+            raise UserError(
+                f"{summary}. Choose a shorter crop_size, a smaller stride or target_tr, or "
+                "short_runs pad or skip (skip needs some runs that are long enough)."
+            )
+        logger.warning("%s (short_runs: %s)", summary, short_runs)
+        return (rows[~short], steps[~short]) if short_runs == "skip" else (rows, steps)
+
+    # --- items ----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.rows.size * self.clips_per_run
+
+    @property
+    def participant_ids(self) -> np.ndarray:
+        """The person of each item, array of str [len(self)]."""
+        ids = self.folder.runs["participant_id"].to_numpy(dtype=str)
+        return np.repeat(ids[self.rows], self.clips_per_run)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        i, epoch = item if isinstance(item, tuple) else (item, 0)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"item {i} of a data set of {len(self)}")
+        i, clip = divmod(int(i) % len(self), self.clips_per_run)
+        row, step, n_starts = int(self.rows[i]), float(self._steps[i]), int(self._n_starts[i])
+        frames = int(self.folder.frames[row])
+        if self._random:
+            start = random_start(self.seed, int(epoch), row, n_starts)
+        else:
+            start = int(even_starts(n_starts, self.clips_per_run)[clip])
+        run = (int(self.folder.offsets[row]), self.n_rois, frames)
+        n_samples = min(self.num_frames, samples_available(frames, step))
+        values = take_clip(self._flat, run, start, step, n_samples)
+        values = self._normalize(values, row, self._has_bad[i])
+        if n_samples < self.num_frames:
+            values = F.pad(values, (0, self.num_frames - n_samples))
+        return {"fmri": values, "row": row}  # [1, R, T]
+
+    def _normalize(self, clip: torch.Tensor, row: int, has_bad: bool) -> torch.Tensor:
+        bad = torch.from_numpy(self.folder.bad_roi_mask(row)) if has_bad else None
+        if self.normalization == "robust":
+            return norm.robust(clip, self._median, self._inverse_iqr, bad)
+        if self.normalization == "zscore_sample":
+            return norm.zscore_sample(clip, bad)
+        if self.normalization == "zscore_roi":
+            return norm.zscore_roi(clip, bad)
+        return norm.none(clip, bad)
+
+    # --- the memory map -------------------------------------------------------------------------
+
+    def _map(self) -> None:
+        with warnings.catch_warnings():
+            # The map is read-only on purpose, and this tensor is only ever read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self._flat = torch.from_numpy(self.folder.flat)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker opens the map itself; a pickled tensor would carry all the data.
+        return {name: value for name, value in self.__dict__.items() if name != "_flat"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+
+def _check_option(name: str, value: Any, options: Sequence[str]) -> None:
+    if value not in options:
+        hint = nearest(value, options) if isinstance(value, str) else ""
+        raise UserError(f"{name} is {value!r}, it must be one of {', '.join(options)}.{hint}")
