@@ -76,8 +76,8 @@ class FMRIDataset(Dataset):
         _check_option("short_runs", short_runs, SHORT_RUNS)
         _check_option("normalization", normalization, norm.METHODS)
         _check_option("bad_rois", bad_rois, BAD_ROIS)
-        if not isinstance(clips, int) or isinstance(clips, bool) or clips < 1:
-            _check_option("clips", clips, ("random", "center"))
+        if clips not in ("random", "center") and (type(clips) is not int or clips < 1):
+            raise UserError(f"clips is {clips!r}, it must be random, center or a number above 0.")
         self.folder = DataFolder(data_dir)
         self.n_rois, self.num_frames = map(int, crop_size)
         if self.n_rois != self.folder.n_rois:
