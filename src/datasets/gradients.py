@@ -28,7 +28,7 @@ from src.utils.errors import UserError, nearest, run_main
 # The published settings (spec 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
 SETTINGS = {"approach": "dm", "kernel": "normalized_angle"}
 SPARSITY = 0.9
-_MAX_CORRELATION = 1 - 1e-7  # Fisher z of 1 is infinite
+_MAX_CORRELATION = 1 - 1e-6  # Fisher z of 1 is infinite
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,8 @@ def group_connectivity(folder: DataFolder, split: str = "train") -> tuple[np.nda
         z, runs = np.zeros(shape), np.zeros(shape, dtype=np.int64)
         for row in person_rows:
             good = ~folder.bad_roi_mask(row)
-            pairs = np.ix_(good, good)
-            correlation = np.corrcoef(folder.series(row)[good], dtype=np.float64)
-            z[pairs] += np.arctanh(np.clip(correlation, -_MAX_CORRELATION, _MAX_CORRELATION))
-            runs[pairs] += 1
+            z += _fisher_z(folder.series(row))
+            runs += np.outer(good, good)
         seen = runs > 0
         total[seen] += z[seen] / runs[seen]
         people += seen
@@ -73,6 +71,14 @@ def group_connectivity(folder: DataFolder, split: str = "train") -> tuple[np.nda
     connectivity = np.tanh(total / people)
     np.fill_diagonal(connectivity, 1.0)
     return connectivity, rows
+
+
+def _fisher_z(series: np.ndarray) -> np.ndarray:
+    """Return arctanh of the Pearson correlations of the rows of [R, T]; 0 for bad, zero rows."""
+    centred = series - series.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
+    return np.arctanh(np.clip(unit @ unit.T, -_MAX_CORRELATION, _MAX_CORRELATION))
 
 
 def diffusion_gradients(
@@ -90,8 +96,8 @@ def diffusion_gradients(
     n_rois = len(connectivity)
     if int(n_rois * (1 - SPARSITY)) < 1:  # BrainSpace's count of the connections a row keeps
         raise UserError(
-            f"{n_rois} ROIs are too few for gradients: each keeps its strongest tenth of connections, "
-            "which is none. Use add_w origin or anatomical."
+            f"{n_rois} ROIs are too few for gradients: each keeps its strongest tenth of "
+            "connections, which is none. Use add_w origin or anatomical."
         )
     if not 1 <= n_components <= n_rois - 2:
         raise UserError(
