@@ -159,7 +159,6 @@ def read_runs(folder: Path, description: dict[str, Any], dtype: Any) -> pd.DataF
             na_values=[MISSING, ""],
             keep_default_na=False,
             quoting=csv.QUOTE_NONE,
-            float_precision="round_trip",
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a tab-separated table: {error}") from error
