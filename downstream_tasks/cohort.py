@@ -8,6 +8,7 @@ import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from downstream_tasks.tasks import DataConfig
+from src.datasets.clips import frame_steps, frames_needed
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError, nearest
 
@@ -44,9 +46,12 @@ class ClipGeometry:
     stride: int = 1
     target_tr: float | None = None
 
-    def step(self, tr: float) -> float:
-        """Frames of a run with repetition time `tr` between two samples of the clip."""
-        return float(self.stride) if self.target_tr is None else self.target_tr / tr
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`FMRIDataset` and :func:`frame_steps`."""
+        if self.target_tr is not None:
+            return {"sampling": "tr", "target_tr": self.target_tr}
+        return {"sampling": "stride", "stride": self.stride}
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,9 @@ class Cohort:
         counts = np.bincount(inverse).reshape(-1, *[1] * (values.ndim - 1))
         return units, total / counts, self.y[np.asarray(examples)[first]]
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         """Counts for the log and results.json."""
-        result: dict[str, object] = {
+        result: dict[str, Any] = {
             "n_people": int(self.examples["participant_id"].nunique()),
             "n_groups": int(self.examples["group"].nunique()),
             "n_units": len(self.units),
@@ -226,11 +231,11 @@ def _read_events(
     table = events.merge(runs.drop(columns="start"), on=keys, suffixes=("", "_of_run"))
     if table.empty:
         raise UserError(f"{path} names no run of participants.tsv (or only runs with bad ROIs).")
-    step = table["tr"].map(clip.step)
+    step = frame_steps(table["tr"].to_numpy(), **clip.sampling)
     scored = (table["onset"] + config.delay_seconds) / table["tr"]
     table["start"] = (scored - config.scored_patch * clip.patch_size * step).round().astype(int)
-    span = np.ceil((clip.frames - 1) * step).astype(int) + 1
-    fits = (table["start"] >= 0) & (table["start"] + span <= table["frames"])
+    end = table["start"] + frames_needed(clip.frames, step)
+    fits = (table["start"] >= 0) & (end <= table["frames"])
     names = [
         f"{'/'.join(event)} at {onset:g} s"
         for *event, onset in table.loc[~fits, [*keys, "onset"]].itertuples(index=False)

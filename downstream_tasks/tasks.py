@@ -135,7 +135,7 @@ class LinearProbeConfig:
 
     batch_size: int = 64
     epochs: int = 50
-    blr: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # x batch / 256; published: 0.01
+    blr: tuple[float, ...] = (0.01, 1.0, 10.0, 100.0, 300.0)  # x batch / 256; published: 0.01
     weight_decay: tuple[float, ...] = (0.0, 1e-4, 1e-2)  # published: 0
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
@@ -166,6 +166,7 @@ class HeadsConfig:
     C: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
     alpha: tuple[float, ...] = (1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
     n_neighbors: tuple[int, ...] = (20, 10, 5, 3, 1)
+    max_components: int = 4096  # wider features of larger cohorts are reduced to these
     class_weights: bool = False
 
 
@@ -316,6 +317,7 @@ def _check(config: DownstreamConfig, where: str) -> None:
         "evaluation.encoder_batch_size": 1,
         "data.num_workers": 0,
         "heads.folds": 2,
+        "heads.max_components": 1,
         "split.seed": 0,
     }
     for section in ("fine_tune", "linear_probe", "attentive_probe"):
