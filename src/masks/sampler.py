@@ -29,7 +29,6 @@ import numpy as np
 from src.utils.errors import UserError
 
 MARGIN = 0.3  # share of the columns on each side in which beta and gamma lie (spec 6)
-KINDS = ("context", "alpha", "beta", "gamma")  # what the codes of `target_kinds` stand for
 PHILOX_WORDS = 4  # 64-bit words per value of the counter of numpy's Philox generator
 
 Scale = Sequence[float]
@@ -317,21 +316,3 @@ def _place_alpha(c_t: np.ndarray, width: int, uniform: np.ndarray) -> np.ndarray
     rank = fits.cumsum(axis=1)  # 1 at the first place, 2 at the second, ...
     start = (rank > (uniform * rank[:, -1]).astype(np.int64)[:, None]).argmax(axis=1)
     return start[:, None] + np.arange(width)
-
-
-# ----------------------------------------------------------------------------------------- kinds
-
-
-def target_kinds(context: np.ndarray, targets: np.ndarray, n_patches: int) -> np.ndarray:
-    """Tell for one sample which region each target lies in, by the definition of spec 6.
-
-    Args:
-        context: token indices [K]; C_R and C_T are the rows and columns that occur in it.
-        targets: token indices [K'].
-
-    Returns:
-        int array [K'] of positions in `KINDS`; "context" (0) only where masks may overlap.
-    """
-    in_rows = np.isin(targets // n_patches, context // n_patches)
-    in_columns = np.isin(targets % n_patches, context % n_patches)
-    return np.where(in_columns, np.where(in_rows, 0, 1), np.where(in_rows, 2, 3))

@@ -1,0 +1,101 @@
+"""Pictures show what was drawn, and a log that is none is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from src.masks.spatiotemporal import SpatiotemporalMaskCollator
+from src.utils.errors import UserError
+from src.utils.figures import (
+    BLOCK_COLORS,
+    block_grid,
+    draw_curves,
+    draw_masks,
+    rows_by_block,
+)
+
+GRID = (60, 10)
+
+
+def draw(n_steps=6, **options):
+    collator = SpatiotemporalMaskCollator((60, 160), 16, **options)
+    return [collator.sample(2, step) for step in range(n_steps)]
+
+
+def colors(path):
+    pixels = (imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
+    return {tuple(p) for p in np.unique(pixels, axis=0)}
+
+
+def test_block_grid_tells_the_blocks_apart():
+    masks = draw()[2]
+    codes = block_grid(masks, 1, GRID)
+    for code, tokens in enumerate(masks[:4], start=1):
+        assert np.array_equal(np.flatnonzero(codes == code), np.sort(tokens[1]))
+
+
+def test_block_grid_shows_targets_inside_an_overlapping_context():
+    masks = draw(allow_overlap=True)[0]
+    codes = block_grid(masks, 0, GRID)
+    assert np.array_equal(np.flatnonzero(codes == 2), np.sort(masks.alpha[0]))
+    assert (codes == 1).sum() > masks.context.shape[1]
+
+
+def test_rearranged_rows_of_a_block_lie_together():
+    for masks in draw(30):
+        codes = block_grid(masks, 0, GRID)
+        codes = codes[rows_by_block(codes)]
+        for code in range(1, 5):
+            rows = np.flatnonzero((codes == code).any(axis=1))
+            assert rows.size == 0 or rows.size == np.ptp(rows) + 1
+
+
+def test_draw_masks_paints_every_block(tmp_path):
+    masks = draw()
+    assert any(m.beta.size and m.gamma.size for m in masks)
+    draw_masks(masks, GRID, tmp_path / "masks.png")
+    expected = {tuple(int(255 * c + 0.5) for c in to_rgb(c)) for c in BLOCK_COLORS.values()}
+    assert expected <= colors(tmp_path / "masks.png")
+
+
+@pytest.fixture
+def log():
+    step = np.arange(1, 41)
+    return pd.DataFrame({"epoch": 1, "itr": step, "loss": 1 / step, "step": step})
+
+
+def test_draw_curves_adds_a_panel_for_each_monitor(tmp_path, log):
+    log.to_csv(tmp_path / "log.csv", index=False)
+    draw_curves(tmp_path / "log.csv", tmp_path / "loss.png")
+    log["variance"] = np.where(log["step"] % 10, np.nan, 0.5)
+    log["rankme"] = np.nan  # never measured
+    log.to_csv(tmp_path / "log.csv", index=False)
+    draw_curves(tmp_path / "log.csv", tmp_path / "both.png")
+    one, two = (imread(tmp_path / name).shape for name in ("loss.png", "both.png"))
+    assert two == (one[0], 2 * one[1], one[2])
+
+
+def test_draw_curves_reads_a_log_of_the_release(tmp_path, log):
+    log.drop(columns="step").to_csv(tmp_path / "log.csv", index=False)
+    draw_curves(tmp_path / "log.csv", tmp_path / "loss.png")
+    assert len(colors(tmp_path / "loss.png")) > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("", "cannot be read"),
+        ("epoch,itr\n1,1\n", "no column of numbers named 'loss'"),
+        ("loss\n0.5\nhigh\n", "no column of numbers named 'loss'"),
+        ("loss,lr\n,0.1\n", "no loss yet"),
+    ],
+)
+def test_a_file_that_is_no_log_is_a_user_error(tmp_path, text, message):
+    path = tmp_path / "log.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        draw_curves(path, tmp_path / "loss.png")
