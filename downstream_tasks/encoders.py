@@ -1,0 +1,173 @@
+"""An encoder together with everything its checkpoint knows about it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from src.datasets.folder import DataFolder
+from src.models.vision_transformer import SIZES, VisionTransformer
+from src.utils.errors import UserError
+
+Kind = Literal["pretraining", "release", "fine_tuned", "fine_tuned_release", "hub"]
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What it takes to build an encoder, but for the ROI features.
+
+    Attributes:
+        crop_size: (R, T), ROIs and frames of a clip.
+        patch_size: frames of a patch.
+        embed_dim, depth, num_heads: width D, blocks, attention heads.
+        add_w: mapping, origin or anatomical.
+        init, patch_embed_std: how its weights started; matters for untrained copies only.
+    """
+
+    crop_size: tuple[int, int]
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    add_w: str
+    init: str = "release"
+    patch_embed_std: float = 0.02
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EncoderFacts":
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**values, "crop_size": tuple(values["crop_size"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for checkpoints and JSON."""
+        return {**asdict(self), "crop_size": list(self.crop_size)}
+
+    @property
+    def model_name(self) -> str | None:
+        """The size's name, ``None`` if it has none."""
+        size = {name: getattr(self, name) for name in ("embed_dim", "depth", "num_heads")}
+        return next((name for name, known in SIZES.items() if known == size), None)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(R, P): ROIs and time patches per ROI."""
+        rois, frames = self.crop_size
+        return rois, frames // self.patch_size
+
+    def build(
+        self,
+        gradients: Tensor | None,
+        *,
+        attn_mode: str = "sdpa",
+        drop_path_rate: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> VisionTransformer:
+        """A new encoder; ``gradients`` ``[R, G]`` (or centroids) unless ``add_w`` is origin."""
+        return VisionTransformer(
+            img_size=self.crop_size,
+            patch_size=self.patch_size,
+            embed_dim=self.embed_dim,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            drop_path_rate=drop_path_rate,
+            gradient_pos_embed=None if gradients is None else gradients[None],
+            attn_mode=attn_mode,
+            add_w=self.add_w,
+            gradient_checkpointing=gradient_checkpointing,
+            init_scheme=self.init,
+            patch_embed_std=self.patch_embed_std,
+        )
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen encoder and what its file says about the data it expects.
+
+    Attributes:
+        encoder: in evaluation mode, without gradients.
+        facts: what it is built of.
+        kind: which sort of file it came from; ``release`` files hold weights only.
+        gradients: ``[R, G]`` gradients or centroids, ``None`` for ``add_w: origin``.
+        roi_labels, atlas: the ROIs in their order; ``None`` where the file does not say.
+        normalization: method of :mod:`src.datasets.normalization`, ``None`` where not known.
+        stats: ``median`` and ``iqr`` ``[R]`` for the method ``robust``.
+        sampling: keyword arguments of :class:`FMRIDataset` that resample runs as in pretraining,
+            ``None`` where not known.
+        attn_mode: attention kernel of ``encoder`` and of copies of it.
+        head: ``fc_norm.*`` and ``head.*`` of a fine-tuned file, else empty.
+        task: what a fine-tuned file of this project says of its task, else ``None``.
+    """
+
+    encoder: VisionTransformer
+    facts: EncoderFacts
+    kind: Kind
+    path: Path
+    gradients: Tensor | None = None
+    roi_labels: tuple[str, ...] | None = None
+    atlas: str | None = None
+    normalization: str | None = None
+    stats: dict[str, Tensor] | None = None
+    sampling: dict[str, Any] | None = None
+    attn_mode: str = "sdpa"
+    head: dict[str, Tensor] = field(default_factory=dict)
+    task: dict[str, Any] | None = None
+
+    def knowledge(self) -> dict[str, Any]:
+        """All but the weights, in plain types and tensors: what files made from this one keep."""
+        return {
+            "facts": self.facts.to_dict(),
+            "gradients": self.gradients,
+            "roi_labels": None if self.roi_labels is None else list(self.roi_labels),
+            "atlas": self.atlas,
+            "normalization": {"method": self.normalization, **(self.stats or {})},
+            "sampling": self.sampling,
+        }
+
+    def trainable_copy(
+        self, *, drop_path_rate: float = 0.0, gradient_checkpointing: bool = False
+    ) -> VisionTransformer:
+        """The same encoder, to be trained on."""
+        encoder = self.facts.build(
+            self.gradients,
+            attn_mode=self.attn_mode,
+            drop_path_rate=drop_path_rate,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        encoder.load_state_dict(self.encoder.state_dict(), strict=True)
+        return encoder
+
+    def untrained(self, seed: int) -> VisionTransformer:
+        """An encoder of this shape with the random weights of ``seed``, frozen."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return freeze(self.facts.build(self.gradients, attn_mode=self.attn_mode))
+
+    def check_folder(self, folder: DataFolder) -> None:
+        """Raise :class:`UserError` unless the folder's ROIs are those of the checkpoint, in order.
+
+        Where the checkpoint has no labels (the release's have none) only their number is compared.
+        """
+        rois = self.facts.crop_size[0]
+        if folder.n_rois != rois:
+            raise UserError(
+                f"{folder.path} has {folder.n_rois} ROIs ({folder.atlas}), the checkpoint "
+                f"{self.path} was trained on {rois}{f' ({self.atlas})' if self.atlas else ''}. "
+                "Prepare the data with the atlas of the checkpoint."
+            )
+        for number, (here, there) in enumerate(
+            zip(folder.roi_labels, self.roi_labels or folder.roi_labels, strict=True), start=1
+        ):
+            if here != there:
+                raise UserError(
+                    f"ROI {number} is '{here}' in {folder.path} and '{there}' in the checkpoint "
+                    f"{self.path}: the order of ROIs, or the atlas, differs. Write the data "
+                    "with the ROIs in the checkpoint's order."
+                )
+
+
+def freeze(encoder: VisionTransformer) -> VisionTransformer:
+    """Evaluation mode, no gradients."""
+    return encoder.eval().requires_grad_(False)

@@ -1,0 +1,295 @@
+"""Read any checkpoint with an encoder in it: ours, the release's, fine-tuned ones of both.
+
+Ours are self-contained. The release's hold weights only; what cannot be read off the shapes of the
+weights (attention heads, the gradients) comes from flags. A flag that contradicts the file is an
+error, so what a file knows need not be repeated and cannot be got wrong.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from downstream_tasks.encoders import EncoderFacts, Kind, Pretrained, freeze
+from src.config import DOWNSAMPLE_STRIDE, config_from_dict
+from src.datasets.gradients import load_gradients
+from src.models.vision_transformer import SIZES
+from src.utils.checkpoint import PREFIX, load_checkpoint, load_network, require_keys
+from src.utils.errors import UserError, nearest
+
+__all__ = ["EncoderFacts", "Pretrained", "find_checkpoint", "load_pretrained"]
+
+_GRADIENT_TOLERANCE = 1e-6
+_FINE_TUNED_PREFIX = "encoder."
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    which: str = "target_encoder",
+    load_epoch: int | None = None,
+    model_name: str | None = None,
+    num_heads: int | None = None,
+    crop_size: Sequence[int] | None = None,
+    patch_size: int | None = None,
+    pred_depth: int | None = None,
+    pred_emb_dim: int | None = None,
+    add_w: str | None = None,
+    gradient_csv_path: str | Path | None = None,
+    attn_mode: str = "sdpa",
+) -> Pretrained:
+    """Load the encoder of a checkpoint file, or of the folder of a pretraining run.
+
+    Args:
+        which: ``target_encoder`` or ``encoder``; a fine-tuned file has one only.
+        load_epoch: in a folder, ``<tag>-ep<N>.pth.tar`` in place of ``<tag>-latest.pth.tar``.
+        gradient_csv_path: gradients or centroids, for files that do not hold them.
+        attn_mode: of the encoder built; it changes speed, not results.
+        model_name, num_heads, crop_size, patch_size, pred_depth, pred_emb_dim, add_w: what the
+            caller believes; compared with the file, and used only where that does not say.
+
+    Raises:
+        UserError: on a file that cannot be read or holds no encoder, on a contradiction, and where
+            neither file nor flags say what is needed.
+    """
+    path = find_checkpoint(path, load_epoch)
+    state = load_checkpoint(path)
+    kind, weights = _encoder_weights(state, which, path)
+    known = _read_off_weights(weights, path) | _stated_facts(state, kind)
+    flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
+    for name, value in flags.items():
+        _compare(name, value, known[name], path)
+    known["num_heads"] = _choose_heads(known, model_name, num_heads, path)
+    _compare_predictor(state, pred_depth, pred_emb_dim, path)
+    n_components = known.pop("n_components")
+    facts = EncoderFacts(**known)
+    knowledge = state.get("knowledge", state)
+    labels = knowledge.get("roi_labels")
+    gradients = _choose_gradients(
+        knowledge.get("gradients"), gradient_csv_path, facts, n_components, labels, path
+    )
+    encoder = facts.build(gradients, attn_mode=attn_mode)
+    load_network(encoder, weights, path, "encoder")
+    return Pretrained(
+        encoder=freeze(encoder),
+        facts=facts,
+        kind=kind,
+        path=path,
+        gradients=gradients,
+        roi_labels=None if labels is None else tuple(labels),
+        atlas=knowledge.get("atlas"),
+        **_stated_input(state, knowledge, kind),
+        attn_mode=attn_mode,
+        head={
+            name: value
+            for name, value in state.get("model", {}).items()
+            if not name.startswith(_FINE_TUNED_PREFIX)
+        },
+        task=state.get("task"),
+    )
+
+
+def find_checkpoint(path: str | Path, load_epoch: int | None = None) -> Path:
+    """The file itself, or the latest checkpoint (or that of ``load_epoch``) of a run's folder."""
+    path = Path(path)
+    if not path.is_dir():
+        named = re.search(r"-ep(\d+)\.pth", path.name)
+        if load_epoch is not None and named and int(named[1]) != load_epoch:
+            raise UserError(
+                f"load_epoch is {load_epoch}, but load_path names the epoch {named[1]}: {path}. "
+                "Drop one of them, or give the folder as load_path."
+            )
+        return path
+    name = "latest" if load_epoch is None else f"ep{load_epoch}"
+    found = sorted(path.glob(f"*-{name}.pth.tar"))
+    if len(found) != 1:
+        there = ", ".join(sorted(p.name for p in path.glob("*.pth*"))) or "none"
+        raise UserError(
+            f"{path} has {len(found)} checkpoints named *-{name}.pth.tar; it must be one. "
+            f"Checkpoints there: {there}. Name the file as load_path."
+        )
+    return found[0]
+
+
+# --- what is in the file -------------------------------------------------------------------------
+
+
+def _encoder_weights(
+    state: Mapping[str, Any], which: str, path: Path
+) -> tuple[Kind, dict[str, Tensor]]:
+    if "model" in state:
+        weights = {
+            name.removeprefix(_FINE_TUNED_PREFIX): value
+            for name, value in state["model"].items()
+            if name.startswith(_FINE_TUNED_PREFIX)
+        }
+        kind: Kind = "fine_tuned" if "knowledge" in state else "fine_tuned_release"
+    else:
+        if which not in ("target_encoder", "encoder"):
+            raise UserError(f"network is '{which}'; allowed: target_encoder, encoder.")
+        require_keys(state, [which], path)
+        weights = {name.removeprefix(PREFIX): value for name, value in state[which].items()}
+        kind = "pretraining" if "config" in state else "release"
+    return kind, weights
+
+
+def _read_off_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Everything about the encoder that the shapes of its weights tell."""
+    needed = ("patch_embed.proj.weight", "pos_embed_proj.emb_h", "norm.weight")
+    if missing := [name for name in needed if name not in weights]:
+        raise UserError(f"checkpoint {path} holds no Brain-JEPA encoder: no {', '.join(missing)}.")
+    embed_dim, _, _, patch_size = weights["patch_embed.proj.weight"].shape
+    # The time code repeats for every ROI: tokens are ROI-major (spec 1), so its period is P.
+    emb_h = weights["pos_embed_proj.emb_h"]
+    repeats = (emb_h == emb_h[0]).all(dim=1).nonzero().flatten().tolist()
+    patches = repeats[1] if len(repeats) > 1 else len(emb_h)
+    projection = weights.get("pos_embed_proj.predictor_pos_embed_proj.weight")
+    return {
+        "crop_size": (len(emb_h) // patches, patches * patch_size),
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depth": len({name.split(".")[1] for name in weights if name.startswith("blocks.")}),
+        "num_heads": None,
+        "add_w": "origin" if projection is None else "mapping",
+        "n_components": None if projection is None else projection.shape[1],
+    }
+
+
+def _stated_facts(state: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """What the file says in words, beyond the shapes."""
+    if kind == "pretraining":
+        config = config_from_dict(state["config"], "the checkpoint's config")
+        return {
+            "num_heads": config.encoder_size["num_heads"],
+            "add_w": config.meta.add_w,
+            "init": config.meta.init,
+            "patch_embed_std": config.meta.patch_embed_std,
+        }
+    if kind == "fine_tuned":
+        facts = EncoderFacts.from_dict(state["knowledge"]["facts"])
+        names = ("num_heads", "add_w", "init", "patch_embed_std")
+        return {name: getattr(facts, name) for name in names}
+    if kind == "fine_tuned_release" and (args := state.get("args")) is not None:
+        size = SIZES.get(getattr(args, "model_name", ""), {})
+        return {"num_heads": size["num_heads"]} if size else {}
+    return {}
+
+
+def _stated_input(
+    state: Mapping[str, Any], knowledge: Mapping[str, Any], kind: Kind
+) -> dict[str, Any]:
+    """Normalisation, its statistics and the resampling, where the file says."""
+    if kind == "fine_tuned_release":
+        args = vars(state.get("args")) if state.get("args") else {}
+        result = {}
+        if "use_normalization" in args:
+            result["normalization"] = "zscore_sample" if args["use_normalization"] else "none"
+        if "downsample" in args:
+            stride = DOWNSAMPLE_STRIDE if args["downsample"] else 1
+            result["sampling"] = {"sampling": "stride", "stride": stride}
+        return result
+    normalization = dict(knowledge.get("normalization") or {})
+    if kind == "pretraining":
+        sampling = config_from_dict(state["config"], "the checkpoint's config").sampling
+    else:
+        sampling = knowledge.get("sampling")
+    return {
+        "normalization": normalization.pop("method", None),
+        "stats": normalization or None,
+        "sampling": sampling,
+    }
+
+
+# --- flags against the file ----------------------------------------------------------------------
+
+
+def _compare(name: str, flag: Any, known: Any, path: Path) -> None:
+    if flag is not None and flag != known:
+        raise UserError(
+            f"{name} is {flag} by flag or config, but the checkpoint {path} has {known}. "
+            "Leave it out: it is read from the checkpoint."
+        )
+
+
+def _choose_heads(
+    known: Mapping[str, Any], model_name: str | None, num_heads: int | None, path: Path
+) -> int:
+    """Heads of the file, of ``model_name``, of the flag, or of the only size of that width."""
+    stated = known["num_heads"]
+    if model_name is not None:
+        if model_name not in SIZES:
+            raise UserError(
+                f"model_name is '{model_name}'; allowed: {', '.join(SIZES)}."
+                f"{nearest(model_name, SIZES)}"
+            )
+        size = SIZES[model_name]
+        for name in ("embed_dim", "depth", "num_heads"):
+            if known[name] not in (None, size[name]):
+                raise UserError(
+                    f"model_name is {model_name}, with {name} {size[name]}, but the checkpoint "
+                    f"{path} has {known[name]}. Leave it out: it is read from the checkpoint."
+                )
+        stated = size["num_heads"]
+    if stated is None:
+        stated = next(
+            (s["num_heads"] for s in SIZES.values() if s["embed_dim"] == known["embed_dim"]), None
+        )
+    if stated is not None:
+        _compare("num_heads", num_heads, stated, path)
+        return stated
+    if num_heads is None or num_heads < 1 or known["embed_dim"] % num_heads:
+        raise UserError(
+            f"checkpoint {path} is {known['embed_dim']} wide, which no named size is, and does not "
+            f"say how many attention heads it has. Give num_heads, a divisor of that width."
+        )
+    return num_heads
+
+
+def _compare_predictor(
+    state: Mapping[str, Any], pred_depth: int | None, pred_emb_dim: int | None, path: Path
+) -> None:
+    """The predictor is not used downstream, but a wrong belief about it is a wrong checkpoint."""
+    weights = {name.removeprefix(PREFIX): w for name, w in state.get("predictor", {}).items()}
+    if weights:
+        blocks = {name.split(".")[1] for name in weights if name.startswith("predictor_blocks.")}
+        _compare("pred_depth", pred_depth, len(blocks), path)
+        width = weights["predictor_embed.weight"].shape[0]
+        _compare("pred_emb_dim", pred_emb_dim, width, path)
+
+
+def _choose_gradients(
+    stored: Tensor | None,
+    csv_path: str | Path | None,
+    facts: EncoderFacts,
+    n_components: int | None,
+    roi_labels: Sequence[str] | None,
+    path: Path,
+) -> Tensor | None:
+    """The file's gradients; those of the CSV where it has none."""
+    if facts.add_w == "origin":
+        return None
+    if csv_path is None:
+        if stored is None:
+            raise UserError(
+                f"checkpoint {path} places its ROIs by {n_components} features (add_w: "
+                f"{facts.add_w}) and does not hold them. Give gradient_csv_path: the file it was "
+                "trained with."
+            )
+        return stored
+    given = torch.from_numpy(load_gradients(csv_path, facts.crop_size[0], roi_labels=roi_labels))
+    if given.shape[1] != n_components:
+        raise UserError(
+            f"{csv_path} has {given.shape[1]} columns, the checkpoint {path} was trained with "
+            f"{n_components}. Give the file it was trained with."
+        )
+    if stored is not None and not torch.allclose(
+        stored, given, rtol=0, atol=_GRADIENT_TOLERANCE * float(stored.abs().max())
+    ):
+        raise UserError(
+            f"{csv_path} differs from the gradients in the checkpoint {path}. Leave "
+            "gradient_csv_path out: they are read from the checkpoint."
+        )
+    return given if stored is None else stored
