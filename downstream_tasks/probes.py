@@ -34,7 +34,9 @@ _DIMENSIONS_PER_HEAD = 64
 class LinearHeads(nn.Module):
     """K linear heads behind one batch normalisation: ``[B, F]`` -> ``[K, B, C]``.
 
-    They start alike, so that they differ by their settings only.
+    They start alike, so that they differ by their settings only. The bias is one more weight, of a
+    constant feature: LARS then adapts its steps too. At the learning rates LARS needs, plain SGD
+    steps of the bias would diverge.
     """
 
     def __init__(self, n_features: int, n_outputs: int, n_heads: int, seed: int) -> None:
@@ -43,18 +45,18 @@ class LinearHeads(nn.Module):
         first = torch.empty(n_outputs, n_features)
         nn.init.trunc_normal_(first, std=_HEAD_INIT_STD, generator=generator)
         self.norm = nn.BatchNorm1d(n_features, affine=False, eps=_BN_EPS)
-        self.weight = nn.Parameter(first.repeat(n_heads, 1, 1))  # [K, C, F]
-        self.bias = nn.Parameter(torch.zeros(n_heads, n_outputs))
+        self.weight = nn.Parameter(F.pad(first, (0, 1)).repeat(n_heads, 1, 1))  # [K, C, F + 1]
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = F.linear(self.norm(x), self.weight.flatten(0, 1), self.bias.flatten())
+        weight, bias = self.weight[..., :-1].flatten(0, 1), self.weight[..., -1].flatten()
+        outputs = F.linear(self.norm(x), weight, bias)
         return outputs.view(len(x), len(self.weight), -1).transpose(0, 1)
 
     def head(self, k: int) -> LinearMap:
         """Head ``k`` with the normalisation folded in, on the features as given."""
         scale = torch.rsqrt(self.norm.running_var.double() + _BN_EPS)
-        weight = self.weight[k].detach().double() * scale
-        bias = self.bias[k].detach().double() - weight @ self.norm.running_mean.double()
+        weight = self.weight[k, :, :-1].detach().double() * scale
+        bias = self.weight[k, :, -1].detach().double() - weight @ self.norm.running_mean.double()
         return LinearMap(weight.numpy(), bias.numpy())
 
 
@@ -63,28 +65,24 @@ class StackedLars:
 
     Takes the steps that ``timm.optim.Lars(always_adapt=True)`` takes on each head alone (timm's is
     plain SGD at weight decay 0 without that flag), for all heads in a few tensor operations: one
-    timm parameter group per head costs thirty times the rest of the step. Biases are neither
-    adapted nor decayed.
+    timm parameter group per head costs thirty times the rest of the step.
     """
 
-    def __init__(self, heads: LinearHeads, decays: Sequence[float]) -> None:
-        self.heads = heads
+    def __init__(self, weight: nn.Parameter, decays: Sequence[float]) -> None:
+        self.weight = weight  # [K, ...]
         self.decays = torch.tensor(decays)[:, None, None]
-        self.velocity = torch.zeros_like(heads.weight)
-        self.bias_velocity = torch.zeros_like(heads.bias)
+        self.velocity = torch.zeros_like(weight)
 
     @torch.no_grad()
     def step(self, lrs: Tensor) -> None:
         """One update with the learning rates ``lrs`` ``[K]``."""
-        weight, gradient = self.heads.weight, self.heads.weight.grad
-        weight_norm = weight.flatten(1).norm(dim=1)[:, None, None]
+        gradient = self.weight.grad
+        weight_norm = self.weight.flatten(1).norm(dim=1)[:, None, None]
         gradient_norm = gradient.flatten(1).norm(dim=1)[:, None, None]
         trust = _LARS_TRUST * weight_norm / (gradient_norm + weight_norm * self.decays + _LARS_EPS)
         trust = torch.where((weight_norm > 0) & (gradient_norm > 0), trust, 1.0)
-        self.velocity.mul_(_LARS_MOMENTUM).add_((gradient + self.decays * weight) * trust)
-        self.bias_velocity.mul_(_LARS_MOMENTUM).add_(self.heads.bias.grad)
-        weight.sub_(lrs[:, None, None] * self.velocity)
-        self.heads.bias.sub_(lrs[:, None] * self.bias_velocity)
+        self.velocity.mul_(_LARS_MOMENTUM).add_((gradient + self.decays * self.weight) * trust)
+        self.weight.sub_(lrs[:, None, None] * self.velocity)
 
 
 class AttentiveHead(nn.Module):
@@ -131,7 +129,7 @@ def lars_probe(features: np.ndarray, problem: Problem, config: LinearProbeConfig
         for blr, decay in product(config.blr, config.weight_decay)
     ]
     model = LinearHeads(x.shape[1], max(1, problem.target.n_classes), len(settings), problem.seed)
-    optimizer = StackedLars(model, [setting["weight_decay"] for setting in settings])
+    optimizer = StackedLars(model.weight, [setting["weight_decay"] for setting in settings])
     peaks = torch.tensor([setting["blr"] for setting in settings]) * config.batch_size / 256
 
     linear, chosen, history = _train_grid(
