@@ -179,6 +179,16 @@ class FingerprintConfig:
 
 
 @dataclass
+class PublishedConfig:
+    """What the paper reports for this task (spec 7), shown beside the results."""
+
+    accuracy: float | None = None
+    f1: float | None = None
+    mse: float | None = None
+    pearson: float | None = None
+
+
+@dataclass
 class DownstreamConfig:
     """A task, a protocol and a checkpoint."""
 
@@ -194,7 +204,7 @@ class DownstreamConfig:
     attentive_probe: AttentiveProbeConfig = field(default_factory=AttentiveProbeConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     fingerprint: FingerprintConfig = field(default_factory=FingerprintConfig)
-    published: dict[str, Any] = field(default_factory=dict)  # metric -> value in the paper
+    published: PublishedConfig = field(default_factory=PublishedConfig)
 
     @property
     def metric(self) -> str:
@@ -273,83 +283,82 @@ def _merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: DownstreamConfig, where: str) -> None:
     """Refuse values that no evaluation can have."""
-
-    def refuse(key: str, value: object, allowed: str) -> UserError:
-        return UserError(f"{where}: {key} is {_plain(value)!r}; allowed: {allowed}.")
-
     data = config.data
+    n_classes = len(data.classes) or data.nb_classes
+    labels = [*data.classes, *data.ignore_labels]
+    needed_type = {"logistic": "classification", "ridge": "regression"}.get(config.protocol)
+    metrics = metric_names(data.type, n_classes or 2)
+
+    def require(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            value = _plain(_get(config, key))
+            raise UserError(f"{where}: {key} is {value!r}; allowed: {allowed}.")
+
     if not data.data_path:
         raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
     if not data.target and config.protocol != "fingerprint":
         raise UserError(f"{where}: data.target is missing: the column to predict.")
-    needs = {"logistic": "classification", "ridge": "regression"}.get(config.protocol, data.type)
-    if needs != data.type:
-        raise refuse("data.type", data.type, f"{needs} with the protocol {config.protocol}")
-    for key in ("classes", "ignore_labels"):
-        for label in getattr(data, key):
-            if isinstance(label, bool) or not isinstance(label, str | int | float):
-                raise refuse(
-                    f"data.{key}",
-                    label,
-                    "text or numbers; YAML reads bare yes and no as true and "
-                    "false, write them in quotes",
-                )
-    n_classes = len(data.classes) or data.nb_classes
-    if n_classes is not None and n_classes < 2 and data.type == "classification":
-        raise refuse("data.nb_classes", n_classes, ">= 2")
-    if len(set(map(str, data.classes))) < len(data.classes):
-        raise refuse("data.classes", data.classes, "each label once")
-    if data.stride is not None and data.stride < 1:
-        raise refuse("data.stride", data.stride, ">= 1")
-    if data.target_tr is not None and (data.target_tr <= 0 or data.stride or data.downsample):
-        raise refuse("data.target_tr", data.target_tr, "> 0 seconds, without stride or downsample")
-    if len(config.split.fractions) != 3 or min(config.split.fractions) <= 0:
-        raise refuse("split.fractions", config.split.fractions, "three numbers > 0")
-    if config.metric not in (names := metric_names(data.type, n_classes or 2)):
-        hint = nearest(config.metric, names)
-        raise refuse("evaluation.metric", config.metric, ", ".join(names) + f".{hint}".rstrip("."))
-    limits = {
-        "evaluation.num_seed": 1,
-        "evaluation.seed": 0,
-        "evaluation.clips": 1,
-        "evaluation.n_bootstrap": 1,
-        "evaluation.raw_components": 1,
-        "evaluation.encoder_batch_size": 1,
-        "data.num_workers": 0,
-        "heads.folds": 2,
-        "heads.max_components": 1,
-        "split.seed": 0,
-    }
+    require(
+        needed_type in (None, data.type),
+        "data.type",
+        f"{needed_type} with protocol {config.protocol}",
+    )
+    if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in labels):
+        raise UserError(
+            f"{where}: data.classes and data.ignore_labels hold {labels}; allowed: text and "
+            "numbers. YAML reads bare yes and no as true and false: write them in quotes."
+        )
+    require(len({*map(str, data.classes)}) == len(data.classes), "data.classes", "each label once")
+    require(len(data.classes) != 1, "data.classes", "two labels or more")
+    require(data.nb_classes is None or data.nb_classes >= 2, "data.nb_classes", ">= 2")
+    require(data.stride is None or data.stride >= 1, "data.stride", ">= 1")
+    require(
+        data.target_tr is None
+        or (data.target_tr > 0 and data.stride is None and not data.downsample),
+        "data.target_tr",
+        "> 0 seconds, and then neither stride nor downsample",
+    )
+    fractions = config.split.fractions
+    require(len(fractions) == 3 and min(fractions) > 0, "split.fractions", "three numbers > 0")
+    require(
+        config.metric in metrics,
+        "evaluation.metric",
+        f"{', '.join(metrics)}{nearest(config.metric, metrics).rstrip('.')}",
+    )
+    for key in (
+        *("evaluation.num_seed", "evaluation.clips", "evaluation.n_bootstrap"),
+        *("evaluation.raw_components", "evaluation.encoder_batch_size"),
+        *("fine_tune.accumulation_steps", "heads.max_components"),
+    ):
+        require(_get(config, key) >= 1, key, ">= 1")
+    for key in ("evaluation.seed", "split.seed", "data.num_workers"):
+        require(_get(config, key) >= 0, key, ">= 0")
+    require(config.heads.folds >= 2, "heads.folds", ">= 2")
     for section in ("fine_tune", "linear_probe", "attentive_probe"):
-        limits |= {f"{section}.batch_size": 1, f"{section}.epochs": 1}
-    limits["fine_tune.accumulation_steps"] = 1
-    for section in ("fine_tune", "linear_probe", "attentive_probe"):
-        protocol = getattr(config, section)
-        if not 0 <= protocol.smoothing < 1:
-            raise refuse(f"{section}.smoothing", protocol.smoothing, "0 to below 1")
-        if not 0 <= protocol.warmup_epochs <= protocol.epochs:
-            raise refuse(f"{section}.warmup_epochs", protocol.warmup_epochs, "0 to epochs")
-    for key, least in limits.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value < least:
-            raise refuse(key, value, f">= {least}")
-    grids = {
-        "linear_probe.blr": config.linear_probe.blr,
-        "attentive_probe.lr": config.attentive_probe.lr,
-        "heads.C": config.heads.C,
-        "heads.alpha": config.heads.alpha,
-        "heads.n_neighbors": config.heads.n_neighbors,
-    }
-    for key, values in grids.items():
-        if not values or min(values) <= 0:
-            raise refuse(key, values, "numbers > 0, at least one")
-    if not config.linear_probe.weight_decay or min(config.linear_probe.weight_decay) < 0:
-        raise refuse("linear_probe.weight_decay", config.linear_probe.weight_decay, "numbers >= 0")
-    if not 0 < config.fine_tune.layer_decay <= 1:
-        raise refuse("fine_tune.layer_decay", config.fine_tune.layer_decay, "above 0, at most 1")
-    if not 0 <= config.fine_tune.drop_path < 1:
-        raise refuse("fine_tune.drop_path", config.fine_tune.drop_path, "0 to below 1")
+        values = getattr(config, section)
+        require(values.batch_size >= 1, f"{section}.batch_size", ">= 1")
+        require(values.epochs >= 1, f"{section}.epochs", ">= 1")
+        require(0 <= values.smoothing < 1, f"{section}.smoothing", "0 to below 1")
+        require(
+            0 <= values.warmup_epochs <= values.epochs, f"{section}.warmup_epochs", "0 to epochs"
+        )
+    for key in (
+        *("linear_probe.blr", "attentive_probe.lr"),
+        *("heads.C", "heads.alpha", "heads.n_neighbors"),
+    ):
+        grid = _get(config, key)
+        require(bool(grid) and min(grid) > 0, key, "numbers > 0, at least one")
+    decays = config.linear_probe.weight_decay
+    require(bool(decays) and min(decays) >= 0, "linear_probe.weight_decay", "numbers >= 0")
+    require(0 < config.fine_tune.layer_decay <= 1, "fine_tune.layer_decay", "above 0, at most 1")
+    require(0 <= config.fine_tune.drop_path < 1, "fine_tune.drop_path", "0 to below 1")
+
+
+def _get(config: DownstreamConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def _plain(value: Any) -> Any:
