@@ -31,9 +31,12 @@ def main() -> None:
         "overrides", nargs="*", metavar="section.key=value", help="override keys of the config"
     )
     arguments = parser.parse_intermixed_args()
-    config = load_config(arguments.fname, arguments.overrides)
+    # An override written right after the devices is read as one of them; no device holds a "=".
+    devices = [name for name in arguments.devices if "=" not in name]
+    overrides = arguments.overrides + [name for name in arguments.devices if "=" in name]
+    config = load_config(arguments.fname, overrides)
     setup_logging()
-    launch(train.main, parse_devices(arguments.devices), config, arguments.resume)
+    launch(train.main, parse_devices(devices), config, arguments.resume)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,9 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     if ranks.main:
         (folder / "params-ijepa.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         (folder / "revision.txt").write_text(knowledge["revision"] + "\n")
-        draw_masks(collator.sample(1, step=0), config.grid, folder / "masks.png")
+        draw_masks(
+            [collator.sample(1, step) for step in range(3)], config.grid, folder / "masks.png"
+        )
         describe(config, dataset, held_out, sampler, networks, ranks)
 
     def watch() -> dict[str, float]:

@@ -9,7 +9,7 @@ plus ``step``, ``config``, ``rng``, ``normalization``, ``gradients``, ``roi_labe
 import argparse
 import os
 import pickle
-import zipfile
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from src.utils.errors import UserError
 
 PREFIX = "module."
+FOREIGN_CLASS = re.compile(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)")  # PyTorch's words
 NETWORKS = ("encoder", "predictor", "target_encoder")
 
 
@@ -59,15 +60,16 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        foreign = FOREIGN_CLASS.search(str(error))
+        if foreign:
+            raise UserError(
+                f"checkpoint {path} holds {foreign[1]}, which is neither a tensor nor a plain "
+                "value; nothing in it was executed."
+            ) from error
         raise UserError(
-            f"checkpoint {path} holds something other than tensors and plain values, "
-            f"and nothing in it was executed: {str(error).splitlines()[0]}"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read ({path.stat().st_size} bytes; truncated, or not a "
-            f"checkpoint): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is truncated, or "
+            "not a checkpoint."
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")

@@ -1,0 +1,144 @@
+"""Configuration: the release's keys, overrides, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.config import config_from_dict, load_config
+from src.utils.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+PUBLISHED = Path(__file__).parents[1] / "configs" / "ukb_vitb_ep300.yaml"
+
+# A config as users of the release have it, with its spelling mistake.
+RELEASE = """
+data:
+  batch_size: 16
+  crop_size: [450, 160]
+  num_workers: 10
+  pin_mem: true
+  gradient_csv_path: gradient_mapping_450.csv
+logging:
+  folder: logs/ukb
+  write_tag: jepa
+mask:
+  allow_overlap: false
+  enc_mask_scale: [0.84, 1.0]
+  min_keep: 4
+  patch_size: 16
+  pred_mask_R_scale: [0.45, 0.6]
+  pred_mask_R_roi_scale: [0.15, 0.3]
+  pred_mask_T_roi_scale: [0.2, 0.6]
+  pred_mask_T_scale: [0.0, 0.4]
+meta:
+  accumulation_steps: 8
+  add_w: mapping
+  attn_mode: flash_attn
+  downsample: true
+  load_checkpoint: false
+  mask_mode: roi_mask
+  model_name: vit_base
+  pred_depth: 6
+  pred_emb_dim: 384
+  read_checkpoint: null
+  use_bfloat16: true
+  use_standatdization: true
+optimization:
+  ema: [0.996, 1.0]
+  epochs: 300
+  final_lr: 1e-6
+  final_weight_decay: 0.4
+  ipe_scale: 1.0
+  lr: 1e-3
+  start_lr: 5e-5
+  warmup: 40
+  weight_decay: 0.04
+"""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load(path):
+    load_config(path)
+
+
+def test_a_config_of_the_release_loads_unchanged():
+    config = config_from_dict(yaml.safe_load(RELEASE), "release.yaml")
+    assert config.optimization.final_lr == 1e-6
+    assert config.sampling == {"sampling": "stride", "stride": 3}
+    assert config.normalization == "robust"
+    assert config.grid == (450, 10)
+
+
+def test_the_published_settings_are_those_of_the_paper():
+    config = load_config(PUBLISHED)
+    assert config.encoder_size == {"embed_dim": 768, "depth": 12, "num_heads": 12}
+    assert config.data.batch_size * 4 * config.meta.accumulation_steps == 512
+    assert config.optimization.ema == (0.996, 1.0)
+
+
+def test_overrides_win_over_the_file():
+    config = load_config(PUBLISHED, ["optimization.lr=2e-4", "data.crop_size=[122, 32]"])
+    assert config.optimization.lr == 2e-4
+    assert config.data.crop_size == (122, 32)
+
+
+def test_what_is_written_is_what_is_read():
+    config = load_config(PUBLISHED, ["meta.seed=3"])
+    again = config_from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), "again")
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("meta.model_nam=x", ["unknown key 'meta.model_nam'", "Did you mean 'model_name'?"]),
+        ("met.seed=1", ["unknown section 'met'", "Did you mean 'meta'?"]),
+        ("meta.model_name=vit_bse", ["meta.model_name", "vit_bse", "Did you mean 'vit_base'?"]),
+        ("meta.init=fanin", ["meta.init", "'fanin'", "release, fan_in"]),
+        ("data.batch_size=many", ["data.batch_size", "'many'", "whole number"]),
+        ("data.batch_size=0", ["data.batch_size", "0", ">= 1"]),
+        ("data.pin_mem=1", ["data.pin_mem", "true or false"]),
+        ("data.crop_size=[450, 161]", ["data.crop_size", "[450, 161]", "multiple of", "16"]),
+        ("data.crop_size=450", ["data.crop_size", "450", "[a whole number, a whole number]"]),
+        ("mask.enc_mask_scale=[1.0, 0.5]", ["mask.enc_mask_scale", "[1.0, 0.5]", "within 0 and 1"]),
+        ("mask.pred_mask_T_scale=[0, 1.4]", ["mask.pred_mask_T_scale", "1.4", "within 0 and 1"]),
+        ("optimization.lr=fast", ["optimization.lr", "'fast'", "a number"]),
+        ("optimization.ema=[1.0, 0.9]", ["optimization.ema", "[1.0, 0.9]"]),
+        ("optimization.warmup=301", ["optimization.warmup", "301", "300"]),
+        ("meta.embed_dim=100", ["meta.embed_dim", "12 heads"]),
+        ("meta.use_standatdization=true", ["meta.use_standardization", "same key"]),
+        ("meta.use_standardization=false data.normalization=robust", ["data.normalization"]),
+        ("data.stride=2 data.target_tr=2.0", ["data.target_tr", "not both"]),
+        ("lr=1", ["'lr=1'", "section.key=value"]),
+    ],
+)
+def test_a_mistake_is_one_clear_line(override, parts):
+    with pytest.raises(UserError) as error:
+        load_config(PUBLISHED, _split(override))
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def _split(overrides: str) -> list[str]:
+    """Several overrides on one line; a list's own spaces do not count."""
+    words: list[str] = []
+    for word in overrides.split(" "):
+        if "=" in word:
+            words.append(word)
+        else:
+            words[-1] += f" {word}"
+    return words
+
+
+def test_missing_and_malformed_files(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("data: [\n")
+    with pytest.raises(UserError, match=r"Did you mean 'quickstart\.yaml'"):
+        load_config(tmp_path / "quikstart.yaml")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(tmp_path / "quickstart.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(UserError, match="must hold sections"):
+        load_config(tmp_path / "empty.yaml")

@@ -1,0 +1,228 @@
+"""Pretraining in one process: what it writes, exact resume, and the ways it refuses."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pretraining_helpers import flat_weights, make_data, read_latest, tiny_config, train_here
+
+from src import train
+from src.datasets.folder import DataFolder
+from src.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "run"
+    train_here(tiny_config(data, folder))
+    return folder
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGUSR1) -> None:
+    """Send this process a real signal while it takes optimizer step ``step``."""
+    real = train.train_step
+
+    def train_step(current, *args, **kwargs):
+        record = real(current, *args, **kwargs)
+        if current == step:
+            os.kill(os.getpid(), number)
+        return record
+
+    monkeypatch.setattr(train, "train_step", train_step)
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step."""
+    with (folder / "jepa_r0.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_the_run_folder_holds_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "jepa-latest.pth.tar",
+        "jepa-ep2.pth.tar",
+        "jepa-ep3.pth.tar",
+        "jepa_r0.csv",
+        "params-ijepa.yaml",
+        "revision.txt",
+        "log.txt",
+        "masks.png",
+        "loss.png",
+        "tensorboard",
+    } <= names
+    assert not [name for name in names if name.endswith(".partial")]
+    assert "held-out people after step 6" in (finished / "log.txt").read_text()
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_the_csv_has_the_columns_of_the_release_and_a_row_per_step(finished):
+    with (finished / "jepa_r0.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)"]
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [int(row["epoch"]) for row in rows] == [1, 1, 2, 2, 3, 3]
+    assert all(0 < float(row["loss"]) < 2 for row in rows)
+    assert [bool(row["r2"]) for row in rows] == [False, True] * 3
+    assert float(rows[-1]["momentum"]) == 1.0
+
+
+def test_the_checkpoint_is_the_dict_of_the_release_and_is_enough_downstream(finished, data):
+    state = read_latest(finished)
+    assert {
+        *("encoder", "predictor", "target_encoder", "opt", "scaler", "epoch"),
+        *("loss", "batch_size", "world_size", "lr"),
+    } <= set(state)
+    assert all(name.startswith("module.") for name in state["encoder"])
+    assert state["epoch"] == 3
+    assert state["step"] == 6
+    assert torch.load(finished / "jepa-ep2.pth.tar", weights_only=True)["epoch"] == 2
+    assert state["gradients"].shape == (26, 5)
+    assert state["normalization"]["median"].shape == (26,)
+    assert state["roi_labels"] == list(DataFolder(data).roi_labels)
+    assert state["config"] == yaml.safe_load((finished / "params-ijepa.yaml").read_text())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(finished, data, tmp_path):
+    expected = flat_weights(read_latest(finished))
+    same = train_here(tiny_config(data, tmp_path / "same"))
+    assert torch.equal(flat_weights(same), expected)
+    workers = train_here(tiny_config(data, tmp_path / "workers", "data.num_workers=2"))
+    assert torch.equal(flat_weights(workers), expected)
+    other = train_here(tiny_config(data, tmp_path / "other", "meta.seed=1"))
+    assert not torch.equal(flat_weights(other), expected)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_stopped_at_any_step_and_resumed_is_bit_for_bit(
+    finished, data, tmp_path, monkeypatch, step
+):
+    config = tiny_config(data, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        stopped = train_here(config)
+    assert stopped["step"] == step
+    resumed = train_here(config, resume=True)
+    expected = read_latest(finished)
+    assert torch.equal(flat_weights(resumed), flat_weights(expected))
+    for key, value in expected["opt"]["state"].items():
+        for name, tensor in value.items():
+            assert torch.equal(resumed["opt"]["state"][key][name], tensor)
+
+    assert losses(tmp_path / "run") == losses(finished)
+
+
+def test_sigterm_ends_the_run_cleanly_and_load_checkpoint_resumes(
+    finished, data, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signal.SIGTERM)
+        assert train_here(tiny_config(data, tmp_path / "run"))["step"] == 4
+    config = tiny_config(data, tmp_path / "run", "meta.load_checkpoint=true")
+    assert torch.equal(flat_weights(train_here(config)), flat_weights(read_latest(finished)))
+
+
+def test_a_finished_run_is_never_overwritten(finished, data):
+    before = (finished / "jepa-latest.pth.tar").read_bytes()
+    with pytest.raises(UserError, match=r"already holds a run.*--resume"):
+        train_here(tiny_config(data, finished))
+    assert (finished / "jepa-latest.pth.tar").read_bytes() == before
+
+
+def test_resume_needs_a_checkpoint_of_this_run(finished, data, tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint .*jepa-latest"):
+        train_here(tiny_config(data, tmp_path / "none"), resume=True)
+    with pytest.raises(UserError, match=r"optimization\.lr is 0\.5, was 0\.001"):
+        train_here(tiny_config(data, finished, "optimization.lr=0.5"), resume=True)
+    released = Path(__file__).parent / "reference" / "tiny_mapping.pth.tar"
+    with pytest.raises(UserError, match="neither config nor step"):
+        train_here(
+            tiny_config(data, tmp_path / "x", f"meta.read_checkpoint={released}"), resume=True
+        )
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
+    whole = (finished / "jepa-latest.pth.tar").read_bytes()
+    (truncated / "jepa-latest.pth.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"jepa-latest\.pth\.tar cannot be read"):
+        train_here(tiny_config(data, truncated), resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_step_samples_and_the_last_good_checkpoint(
+    data, tmp_path, monkeypatch
+):
+    config = tiny_config(data, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        good = train_here(config)
+    real = train.train_step
+
+    def overflow(step, batches, encoder, *args):
+        if step == 4:  # a weight that no forward pass survives
+            with torch.no_grad():
+                encoder.norm.weight.fill_(3e38)
+        return real(step, batches, encoder, *args)
+
+    monkeypatch.setattr(train, "train_step", overflow)
+    with pytest.raises(UserError) as error:
+        train_here(config, resume=True)
+    message = str(error.value)
+    assert "optimizer step 4 is not finite" in message
+    assert "synth-" in message
+    assert "jepa-latest.pth.tar" in message
+    assert torch.equal(flat_weights(read_latest(tmp_path / "run")), flat_weights(good))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.data_dir=nowhere", "nowhere"),
+        ("data.crop_size=[20, 64]", "asks for 20 ROIs"),
+        ("data.crop_size=[26, 160]", "too short"),
+        ("data.gradient_csv_path=null", "needs data.gradient_csv_path"),
+        ("data.gradient_csv_path=nowhere.csv", "nowhere.csv"),
+        ("data.batch_size=50", "global batch"),
+        ("mask.min_keep=5000", "min_keep"),
+    ],
+)
+def test_bad_input_is_said_before_anything_is_trained(data, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        train_here(tiny_config(data, tmp_path / "run", override))
+    assert not (tmp_path / "run" / "jepa-latest.pth.tar").exists()
+
+
+def test_gradients_with_the_wrong_number_of_rows(data, tmp_path):
+    np.savetxt(tmp_path / "short.csv", np.zeros((7, 5)), delimiter=",")
+    config = tiny_config(data, tmp_path / "run", f"data.gradient_csv_path={tmp_path}/short.csv")
+    with pytest.raises(UserError, match=r"short\.csv"):
+        train_here(config)
+
+
+def test_options_that_only_change_speed_change_no_loss(finished, data, tmp_path):
+    expected = losses(finished)
+    for name, override in (
+        ("normal", "meta.attn_mode=normal"),
+        ("recompute", "meta.gradient_checkpointing=true"),
+    ):
+        train_here(tiny_config(data, tmp_path / name, override))
+        assert losses(tmp_path / name) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("add_w", ["origin", "anatomical"])
+def test_other_positions_train(data, tmp_path, add_w):
+    overrides = [f"meta.add_w={add_w}", "optimization.epochs=1"]
+    if add_w == "anatomical":
+        np.savetxt(
+            tmp_path / "mni.csv", np.random.default_rng(0).normal(size=(26, 3)), delimiter=","
+        )
+        overrides.append(f"data.gradient_csv_path={tmp_path}/mni.csv")
+    assert train_here(tiny_config(data, tmp_path / "run", *overrides))["step"] == 2
