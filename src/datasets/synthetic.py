@@ -203,8 +203,8 @@ class Population:
     def draw(cls, n_rois: int, group_fc: str, seed: int) -> "Population":
         """Draw a population; `group_fc` is "model" or "brainspace" (450 ROIs)."""
         atlas = make_atlas(n_rois)
-        rng = np.random.default_rng(seed)
-        mixing = fc_to_mixing(GROUP_FC[group_fc](atlas, rng))
+        mixing = fc_to_mixing(GROUP_FC[group_fc](atlas, np.random.default_rng(seed)))
+        rng = np.random.default_rng([seed, 1])  # of its own: the scale is the same with either FC
         sd = 50 * rng.lognormal(0, 0.3, (n_rois, 1))
         return cls(atlas, mixing, sd, rng.normal(0, 25, (n_rois, 1)))
 
@@ -277,7 +277,7 @@ def write_synthetic(
         provenance=provenance,
     ) as writer:
         for i, person in enumerate(tqdm(people, desc="people", unit="person")):
-            rng = np.random.default_rng([seed, i])
+            rng = np.random.default_rng([seed, 2, i])
             gain = rng.normal(0, FAMILY_SPREAD, (len(FAMILIES), len(FAMILIES)))
             for run in range(runs):
                 writer.add_run(
