@@ -58,7 +58,7 @@ class DownstreamViT(nn.Module):
         return self
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Clip features ``[B, D]``: LayerNorm of the mean of all tokens (there is no class token)."""
+        """Clip features ``[B, D]``: LayerNorm of the mean of all tokens."""
         return self.fc_norm(global_pool_nlc(self.encoder(x), "avg", num_prefix_tokens=0))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from downstream_tasks.encoders import EncoderFacts, Kind, Pretrained, freeze
+from downstream_tasks.hub import is_hub_folder, read_hub_folder
 from src.config import DOWNSAMPLE_STRIDE, config_from_dict
 from src.datasets.gradients import load_gradients
 from src.models.vision_transformer import SIZES
@@ -41,7 +42,7 @@ def load_pretrained(
     gradient_csv_path: str | Path | None = None,
     attn_mode: str = "sdpa",
 ) -> Pretrained:
-    """Load the encoder of a checkpoint file, or of the folder of a pretraining run.
+    """Load the encoder of a checkpoint file, of a pretraining run's folder, or of an export.
 
     Args:
         which: ``target_encoder`` or ``encoder``; a fine-tuned file has one only.
@@ -55,8 +56,12 @@ def load_pretrained(
         UserError: on a file that cannot be read or holds no encoder, on a contradiction, and where
             neither file nor flags say what is needed.
     """
-    path = find_checkpoint(path, load_epoch)
-    state = load_checkpoint(path)
+    path = Path(path)
+    if is_hub_folder(path):
+        state = read_hub_folder(path)
+    else:
+        path = find_checkpoint(path, load_epoch)
+        state = load_checkpoint(path)
     kind, weights = _encoder_weights(state, which, path)
     known = _read_off_weights(weights, path) | _stated_facts(state, kind)
     flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
@@ -126,7 +131,10 @@ def _encoder_weights(
             for name, value in state["model"].items()
             if name.startswith(_FINE_TUNED_PREFIX)
         }
-        kind: Kind = "fine_tuned" if "knowledge" in state else "fine_tuned_release"
+        if path.is_dir():
+            kind: Kind = "hub"
+        else:
+            kind = "fine_tuned" if "knowledge" in state else "fine_tuned_release"
     else:
         if which not in ("target_encoder", "encoder"):
             raise UserError(f"network is '{which}'; allowed: target_encoder, encoder.")
@@ -168,7 +176,7 @@ def _stated_facts(state: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
             "init": config.meta.init,
             "patch_embed_std": config.meta.patch_embed_std,
         }
-    if kind == "fine_tuned":
+    if "knowledge" in state:
         facts = EncoderFacts.from_dict(state["knowledge"]["facts"])
         names = ("num_heads", "add_w", "init", "patch_embed_std")
         return {name: getattr(facts, name) for name in names}

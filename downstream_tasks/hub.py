@@ -1,0 +1,168 @@
+"""A model as safetensors + JSON, in the layout of ``huggingface_hub``'s ``PyTorchModelHubMixin``.
+
+    BrainJEPAHub.of(load_pretrained("jepa-latest.pth.tar")).save_pretrained("my_model")
+    model = BrainJEPAHub.from_pretrained("my_model")       # a folder, or "user/name" on a hub
+    tokens = model(model.prepare(series, tr=0.8)[None])    # series [R, frames]
+
+The folder is self-contained: gradients and normalisation statistics are beside the weights, the
+ROI labels and everything else in ``config.json``. It can be given as ``--load_path`` too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from downstream_tasks.encoders import EncoderFacts, Pretrained
+from downstream_tasks.models_vit import DownstreamViT
+from downstream_tasks.preparation import ClipPreparation
+from src.utils.errors import UserError
+
+_ENCODER_PREFIX = "encoder."
+
+
+class BrainJEPAHub(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="brain-jepa",
+    tags=["fmri", "neuroscience", "self-supervised-learning"],
+    paper_url="https://arxiv.org/abs/2409.19407",
+):
+    """An encoder, or a fine-tuned network, with all its checkpoint knows. Build it with :meth:`of`.
+
+    The arguments are what ``config.json`` holds.
+
+    Args:
+        facts: :class:`EncoderFacts` as a dict.
+        n_components: G of the gradients, ``None`` for ``add_w: origin``.
+        has_stats: whether robust statistics come with the weights.
+        n_outputs: of the head of a fine-tuned network, ``None`` for an encoder.
+    """
+
+    def __init__(
+        self,
+        facts: dict,
+        n_components: int | None = None,
+        roi_labels: list | None = None,
+        atlas: str | None = None,
+        normalization: str | None = None,
+        has_stats: bool = False,
+        sampling: dict | None = None,
+        n_outputs: int | None = None,
+        linear_probe: bool = False,
+        task: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.facts = EncoderFacts.from_dict(facts)
+        self.roi_labels, self.atlas = roi_labels, atlas
+        self.normalization, self.sampling, self.task = normalization, sampling, task
+        rois = self.facts.crop_size[0]
+        gradients = None if n_components is None else torch.zeros(rois, n_components)
+        self.register_buffer("gradients", gradients)
+        for name in ("median", "iqr"):
+            self.register_buffer(name, torch.ones(rois) if has_stats else None)
+        encoder = self.facts.build(gradients)
+        self.network: nn.Module = (
+            encoder if n_outputs is None else DownstreamViT(encoder, n_outputs, linear_probe)
+        )
+        self.register_load_state_dict_post_hook(_place_gradients)
+        self.eval()
+
+    @classmethod
+    def of(cls, pretrained: Pretrained) -> "BrainJEPAHub":
+        """The exportable form of what :func:`load_pretrained` read."""
+        head, stats = pretrained.head, pretrained.stats
+        linear_probe = "head.1.weight" in head
+        last = head.get("head.1.weight" if linear_probe else "head.weight")
+        labels = pretrained.roi_labels
+        model = cls(
+            facts=pretrained.facts.to_dict(),
+            n_components=None if pretrained.gradients is None else pretrained.gradients.shape[1],
+            roi_labels=None if labels is None else list(labels),
+            atlas=pretrained.atlas,
+            normalization=pretrained.normalization,
+            has_stats=stats is not None,
+            sampling=pretrained.sampling,
+            n_outputs=None if last is None else len(last),
+            linear_probe=linear_probe,
+            task=pretrained.task,
+        )
+        state = pretrained.encoder.state_dict()
+        if last is not None:
+            state = {_ENCODER_PREFIX + name: value for name, value in state.items()} | head
+        known = {"gradients": pretrained.gradients, **(stats or {})}
+        model.load_state_dict(
+            {f"network.{name}": value for name, value in state.items()}
+            | {name: value for name, value in known.items() if value is not None},
+            strict=True,
+        )
+        return model
+
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> "BrainJEPAHub":
+        # The mixin's own default would leave weights that are missing from the file random.
+        return super()._from_pretrained(strict=strict, **arguments)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder inside."""
+        return self.network.encoder if isinstance(self.network, DownstreamViT) else self.network
+
+    @property
+    def stats(self) -> dict[str, Tensor] | None:
+        """``median`` and ``iqr`` ``[R]`` of the normalisation ``robust``."""
+        return None if self.median is None else {"median": self.median, "iqr": self.iqr}
+
+    def prepare(
+        self,
+        series: Tensor,
+        tr: float,
+        target_tr: float | None = None,
+        normalization: str | None = None,
+    ) -> Tensor:
+        """The centre clip ``[1, R, T]`` of ``series`` ``[R, frames]``, as in pretraining."""
+        return ClipPreparation.of(self, target_tr, normalization)(series, tr)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[B, N, D]`` of clips ``[B, 1, R, T]``; outputs ``[B, C]`` if fine-tuned."""
+        return self.network(x)
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder of this layout."""
+    return (path / CONFIG_NAME).is_file() and (path / SAFETENSORS_SINGLE_FILE).is_file()
+
+
+def read_hub_folder(path: Path) -> dict[str, Any]:
+    """What a fine-tuned file of the same model would hold, but for ``head.*`` if there is none.
+
+    Raises:
+        UserError: if the folder is damaged or another kind of model's.
+    """
+    try:
+        model = BrainJEPAHub.from_pretrained(path)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a folder that BrainJEPAHub wrote: {error}") from error
+    prefix = "" if isinstance(model.network, DownstreamViT) else _ENCODER_PREFIX
+    return {
+        "model": {prefix + name: value for name, value in model.network.state_dict().items()},
+        "knowledge": {
+            "facts": model.facts.to_dict(),
+            "gradients": model.gradients,
+            "roi_labels": model.roi_labels,
+            "atlas": model.atlas,
+            "normalization": {"method": model.normalization, **(model.stats or {})},
+            "sampling": model.sampling,
+        },
+        "task": model.task,
+    }
+
+
+def _place_gradients(model: BrainJEPAHub, incompatible_keys: object) -> None:
+    """Hand the gradients just loaded to the encoder, whose own copy is not in its state."""
+    if model.gradients is not None:
+        model.encoder.pos_embed_proj.roi_features.copy_(model.gradients[None])
