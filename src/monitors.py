@@ -124,6 +124,8 @@ def verdict(first: dict[str, float], last: dict[str, float]) -> str:
 
 def _rankme(second_moment: Tensor) -> float:
     """RankMe from ``X^T X`` ``[D, D]``: its eigenvalues are the squared singular values of X."""
-    singular = torch.linalg.eigvalsh(second_moment).clamp_min(0).sqrt()
-    share = singular / singular.sum() + 1e-7
+    squared = torch.linalg.eigvalsh(second_moment)
+    # X^T X was summed in float32: below this, an eigenvalue is its rounding error.
+    singular = squared[squared > 1e-6 * squared.max()].sqrt()
+    share = singular / singular.sum()
     return torch.exp(-(share * share.log()).sum()).item()

@@ -33,7 +33,7 @@ def build_blocks(
     """
     if attn_mode not in FUSED_ATTENTION:
         raise ValueError(f"attn_mode is '{attn_mode}'; allowed: {', '.join(FUSED_ATTENTION)}")
-    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
     blocks = nn.ModuleList(
         Block(
             dim,

@@ -1,0 +1,190 @@
+"""Networks: shapes for any grid, masks, attention maps, initialisation, memory-saving options."""
+
+import pytest
+import torch
+
+from src.models.jepa import jepa_loss, jepa_targets, update_target_encoder
+from src.models.layers import apply_masks
+from src.models.vision_transformer import (
+    VisionTransformer,
+    VisionTransformerPredictor,
+    vit_base,
+    vit_large,
+    vit_small,
+)
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+
+
+def make_encoder(img_size=(6, 32), patch_size=8, **kwargs):
+    torch.manual_seed(0)
+    gradient = torch.randn(1, img_size[0], 4)
+    settings = {**SMALL, "gradient_pos_embed": gradient, **kwargs}
+    return VisionTransformer(img_size=img_size, patch_size=patch_size, **settings)
+
+
+def make_predictor(encoder, **kwargs):
+    rois = encoder.num_patches_2d[0]
+    return VisionTransformerPredictor(
+        num_patches=encoder.num_patches,
+        num_patches_2d=encoder.num_patches_2d,
+        embed_dim=encoder.embed_dim,
+        predictor_embed_dim=16,
+        depth=1,
+        num_heads=2,
+        gradient_pos_embed=torch.randn(1, rois, 4),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(("img_size", "patch"), [((122, 160), 16), ((94, 32), 8), ((7, 6), 3)])
+def test_any_grid(img_size, patch):
+    encoder = make_encoder(img_size, patch)
+    rois, frames = img_size
+    assert encoder(torch.randn(2, 1, *img_size)).shape == (2, rois * frames // patch, 24)
+
+
+@pytest.mark.parametrize(("make", "millions"), [(vit_small, 22), (vit_base, 86), (vit_large, 307)])
+def test_published_sizes(make, millions):
+    """Parameter counts of spec 3."""
+    with torch.device("meta"):
+        encoder = make(gradient_pos_embed=torch.zeros(1, 450, 30), add_w="origin")
+    count = sum(p.numel() for p in encoder.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.04)
+
+
+def test_tokens_are_roi_major():
+    encoder = make_encoder()
+    x = torch.randn(1, 1, 6, 32)
+    patches = encoder.patch_embed(x)
+    weight, bias = encoder.patch_embed.proj.weight.flatten(1), encoder.patch_embed.proj.bias
+    roi, patch = 4, 2
+    expected = weight @ x[0, 0, roi, patch * 8 : patch * 8 + 8] + bias
+    torch.testing.assert_close(patches[0, roi * 4 + patch], expected)
+
+
+def test_masked_encoding_ignores_what_is_masked():
+    encoder = make_encoder().eval()
+    x = torch.randn(2, 1, 6, 32)
+    masks = torch.tensor([[0, 1, 5, 9], [2, 3, 8, 23]])
+    seen = encoder(x, masks)
+    assert seen.shape == (2, 4, 24)
+    changed = x.clone()
+    changed[0, 0, 3] += 10  # ROI 3 holds tokens 12 to 15: not in the first sample's mask
+    torch.testing.assert_close(encoder(changed, masks), seen)
+
+
+def test_a_list_of_masks_is_concatenated_over_the_batch():
+    encoder = make_encoder().eval()
+    predictor = make_predictor(encoder).eval()
+    x = torch.randn(2, 1, 6, 32)
+    first, second = torch.tensor([[0, 1], [2, 3]]), torch.tensor([[4, 5], [6, 7]])
+    both = encoder(x, [first, second])
+    torch.testing.assert_close(both, torch.cat([encoder(x, first), encoder(x, second)]))
+    targets = [torch.tensor([[9, 10], [11, 12]]), torch.tensor([[20, 21], [22, 23]])]
+    out = predictor(both, [first, second], targets)
+    assert out.shape == (8, 2, 24)
+    expected = predictor(encoder(x, second), second, targets[1])  # last of both loops
+    torch.testing.assert_close(out[-2:], expected)
+
+
+@pytest.mark.parametrize("attn_mode", ["normal", "sdpa", "flash_attn"])
+def test_attention_maps_of_every_backend(attn_mode):
+    encoder = make_encoder(attn_mode=attn_mode).eval()
+    x = torch.randn(2, 1, 6, 32)
+    maps = encoder.attention_maps(x)
+    assert [m.shape for m in maps] == [(2, 2, 24, 24)] * 2
+    for attention in maps:
+        torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2, 24))
+    # They are the weights the block really uses: attention times values is its output.
+    block = encoder.blocks[0]
+    normed = block.norm1(encoder.embed(x))
+    values = block.attn.qkv(normed).reshape(2, 24, 3, 2, 12).permute(2, 0, 3, 1, 4)[2]
+    mixed = (maps[0] @ values).transpose(1, 2).reshape(2, 24, 24)
+    torch.testing.assert_close(block.attn.proj(mixed), block.attn(normed), rtol=1e-4, atol=1e-6)
+    masked = encoder.attention_maps(x, torch.tensor([[0, 5, 7], [1, 2, 3]]))
+    assert masked[1].shape == (2, 2, 3, 3)
+
+
+def test_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = make_encoder(gradient_checkpointing=checkpointing)
+        encoder(torch.ones(1, 1, 6, 32)).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in encoder.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_initialisation_schemes():
+    wide = {"embed_dim": 192, "num_heads": 3}
+    release = make_encoder(**wide)
+    assert release.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert release.patch_embed.proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    fan_in = make_encoder(**wide, init_scheme="fan_in", patch_embed_std=0.3)
+    assert fan_in.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(192**-0.5, rel=0.1)
+    assert fan_in.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(768**-0.5, rel=0.1)
+    assert fan_in.patch_embed.proj.weight.std().item() == pytest.approx(0.3 * 0.88, rel=0.1)
+    assert fan_in.blocks[0].mlp.fc1.bias.abs().max() == 0
+
+
+def test_positions_span_minus_one_to_one_and_carry_gradient():
+    encoder = make_encoder()
+    roi_code = encoder.pos_embed_proj()[0, :, 12:]
+    assert roi_code.min() == -1
+    assert roi_code.max() == 1
+    encoder(torch.randn(1, 1, 6, 32)).sum().backward()
+    assert encoder.pos_embed_proj.predictor_pos_embed_proj.weight.grad.abs().sum() > 0
+
+
+def test_mistakes_are_errors():
+    with pytest.raises(ValueError, match="attn_mode"):
+        make_encoder(attn_mode="flash")
+    with pytest.raises(ValueError, match="multiple of the patch size"):
+        make_encoder((6, 30), 8)
+    with pytest.raises(ValueError, match=r"needs ROI features of shape \(1, 6, G\)"):
+        make_encoder(gradient_pos_embed=torch.zeros(1, 5, 4))
+    with pytest.raises(ValueError, match="add_w"):
+        make_encoder(add_w="gradient")
+
+
+def test_the_loss_trains_encoder_and_predictor_but_never_the_target_encoder():
+    encoder, target_encoder = make_encoder(), make_encoder()
+    predictor = make_predictor(encoder)
+    x = torch.randn(2, 1, 6, 32)
+    masks_enc, masks_pred = torch.tensor([[0, 1, 2]] * 2), torch.tensor([[9, 15]] * 2)
+    jepa_loss(encoder, target_encoder, predictor, x, masks_enc, masks_pred).backward()
+    assert all(p.grad is None for p in target_encoder.parameters())
+    for network in (encoder, predictor):
+        assert all(p.grad is not None for p in network.parameters())
+
+
+def test_targets_are_normalised_over_features_of_the_full_grid():
+    encoder = make_encoder().eval()
+    x = torch.randn(2, 1, 6, 32)
+    targets = jepa_targets(encoder, x)
+    assert targets.shape == (2, 24, 24)
+    torch.testing.assert_close(targets.mean(-1), torch.zeros(2, 24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        targets.var(-1, unbiased=False), torch.ones(2, 24), atol=1e-3, rtol=0
+    )
+
+
+def test_the_target_encoder_is_an_exponential_average():
+    encoder, target_encoder = make_encoder(), make_encoder()
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(1.0)
+    before = [p.clone() for p in target_encoder.parameters()]
+    update_target_encoder(target_encoder, encoder, 0.9)
+    for old, new, source in zip(
+        before, target_encoder.parameters(), encoder.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * source)
+    frozen = [p.clone() for p in target_encoder.parameters()]
+    update_target_encoder(target_encoder, encoder, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, target_encoder.parameters(), strict=True))
+
+
+def test_gathering_keeps_the_order_of_the_mask():
+    x = torch.arange(12.0).reshape(1, 6, 2)
+    assert apply_masks(x, torch.tensor([[4, 0]])).tolist() == [[[8.0, 9.0], [0.0, 1.0]]]
