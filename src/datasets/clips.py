@@ -6,8 +6,6 @@ interpolated linearly. The window of a clip is T steps long (spec 7); of its las
 first frame is read, so a run of (T - 1) * step + 1 frames is long enough.
 """
 
-import math
-
 import numpy as np
 import torch
 
@@ -60,9 +58,9 @@ def frames_needed(num_frames: int, steps: np.ndarray) -> np.ndarray:
     return np.ceil((num_frames - 1) * np.asarray(steps, dtype=np.float64)).astype(np.int64) + 1
 
 
-def samples_available(frames: int, step: float) -> int:
-    """Return how many samples `step` frames apart a run of `frames` frames holds."""
-    return math.floor((frames - 1) / step) + 1
+def samples_available(frames: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Return how many samples `steps` frames apart runs of `frames` frames hold, int64 [n]."""
+    return np.floor((np.asarray(frames) - 1) / steps).astype(np.int64) + 1
 
 
 def even_starts(n_starts: int, n_clips: int) -> np.ndarray:

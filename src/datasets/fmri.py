@@ -96,9 +96,11 @@ class FMRIDataset(Dataset):
         rows, steps = self._treat_short_runs(rows, steps, short_runs)
         self.rows = rows
         self._steps = steps
+        self._frames, self._offsets = self.folder.frames[rows], self.folder.offsets[rows]
         # Frames at which a clip may start; a run to be padded has one.
-        spare = self.folder.frames[rows] - frames_needed(self.num_frames, steps)
+        spare = self._frames - frames_needed(self.num_frames, steps)
         self._n_starts = np.maximum(spare, 0) + 1
+        self._n_samples = np.minimum(samples_available(self._frames, steps), self.num_frames)
         self._has_bad = np.array([self.folder.bad_roi_mask(row).any() for row in rows], dtype=bool)
 
         self.stats: dict[str, np.ndarray] | None = None
@@ -181,25 +183,34 @@ class FMRIDataset(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
         i, epoch = item if isinstance(item, tuple) else (item, 0)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"item {i} of a data set of {len(self)}")
-        i, clip = divmod(int(i) % len(self), self.clips_per_run)
-        row, step, n_starts = int(self.rows[i]), float(self._steps[i]), int(self._n_starts[i])
-        frames = int(self.folder.frames[row])
+        n_items = len(self)
+        if not -n_items <= i < n_items:
+            raise IndexError(f"item {i} of a data set of {n_items}")
+        i, clip = divmod(int(i) % n_items, self.clips_per_run)
+        row, n_starts = self.rows.item(i), self._n_starts.item(i)
         if self._random:
             start = random_start(self.seed, int(epoch), row, n_starts)
         else:
-            start = int(even_starts(n_starts, self.clips_per_run)[clip])
-        run = (int(self.folder.offsets[row]), self.n_rois, frames)
-        n_samples = min(self.num_frames, samples_available(frames, step))
-        values = take_clip(self._flat, run, start, step, n_samples)
-        values = self._normalize(values, row, self._has_bad[i])
+            start = even_starts(n_starts, self.clips_per_run).item(clip)
+        return {"fmri": self.clip(i, start), "row": row}
+
+    def clip(self, i: int, start: int) -> torch.Tensor:
+        """Return the normalised clip [1, R, T] of the i-th run that begins at frame `start`."""
+        if not 0 <= start < self._n_starts.item(i):
+            last = self._n_starts[i] - 1
+            raise IndexError(f"a clip of row {self.rows[i]} starts at 0 to {last}, not {start}")
+        run = (self._offsets.item(i), self.n_rois, self._frames.item(i))
+        n_samples = self._n_samples.item(i)
+        values = take_clip(self._flat, run, start, self._steps.item(i), n_samples)
+        bad = None
+        if self._has_bad.item(i):
+            bad = torch.from_numpy(self.folder.bad_roi_mask(self.rows.item(i)))
+        values = self._normalize(values, bad)
         if n_samples < self.num_frames:
             values = F.pad(values, (0, self.num_frames - n_samples))
-        return {"fmri": values, "row": row}  # [1, R, T]
+        return values
 
-    def _normalize(self, clip: torch.Tensor, row: int, has_bad: bool) -> torch.Tensor:
-        bad = torch.from_numpy(self.folder.bad_roi_mask(row)) if has_bad else None
+    def _normalize(self, clip: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
         if self.normalization == "robust":
             return norm.robust(clip, self._median, self._inverse_iqr, bad)
         if self.normalization == "zscore_sample":

@@ -1,0 +1,282 @@
+"""The data set of clips: values, sampling, determinism, refusals, and what reading costs."""
+
+import pickle
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from src.datasets.fmri import FMRIDataset
+from src.datasets.folder import DataFolder, FolderWriter
+from src.utils.errors import UserError
+
+CROP = (12, 32)
+
+
+def reference(path, row, start, step=1, crop=CROP):
+    """Robust clip straight from the files, in float64."""
+    folder = DataFolder(path)
+    train = np.concatenate([folder.series(r) for r in folder.rows("train")], axis=1)
+    q1, median, q3 = np.percentile(train.astype(np.float64), (25, 50, 75), axis=1)[..., None]
+    frames = start + step * np.arange(crop[1])
+    return (folder.series(row)[:, frames] - median) / (q3 - q1)
+
+
+def spoil_run_1(series, i):
+    if i == 1:
+        series[4], series[7, 3] = 5, np.nan
+
+
+# --- values ----------------------------------------------------------------------------------
+
+
+def test_items_are_normalised_clips_of_the_split(make_folder):
+    path = make_folder()
+    dataset = FMRIDataset(path, "train", CROP, clips="center")
+    assert len(dataset) == 4
+    assert dataset.rows.tolist() == [0, 1, 2, 5]
+    assert dataset.participant_ids.tolist() == ["p0", "p1", "p2", "p0"]
+    for i, row in enumerate(dataset.rows):
+        item = dataset[i]
+        assert item["row"] == row
+        assert item["fmri"].shape == (1, *CROP)
+        assert item["fmri"].dtype == torch.float32
+        start = (DataFolder(path).frames[row] - 32) // 2
+        np.testing.assert_allclose(item["fmri"][0], reference(path, row, start), atol=1e-4)
+
+
+@pytest.mark.parametrize("split", [["valid", "test"], np.array([3, 4])])
+def test_splits_and_rows(make_folder, split):
+    assert FMRIDataset(make_folder(), split, CROP).rows.tolist() == [3, 4]
+
+
+def test_stride_and_random_start(make_folder):
+    path = make_folder(frames=(110,) * 5)
+    dataset = FMRIDataset(path, "train", CROP, stride=3)
+    possible = np.stack([reference(path, 1, start, step=3) for start in range(110 - 93)])
+    starts = set()
+    for epoch in range(200):
+        clip = dataset[1, epoch]["fmri"].numpy()
+        matches = np.flatnonzero(np.abs(possible - clip).max(axis=(1, 2)) < 1e-4)
+        assert len(matches) == 1
+        starts.add(int(matches[0]))
+    assert starts == set(range(17))
+
+
+def test_evenly_spread_clips(make_folder):
+    path = make_folder()
+    dataset = FMRIDataset(path, "valid", CROP, clips=3)
+    assert len(dataset) == 3
+    assert dataset.participant_ids.tolist() == ["p3"] * 3
+    for j, start in enumerate((0, 14, 28)):
+        np.testing.assert_allclose(dataset[j]["fmri"][0], reference(path, 3, start), atol=1e-4)
+    two_runs = FMRIDataset(path, ["valid", "test"], CROP, clips=2)
+    assert [two_runs[i]["row"] for i in range(len(two_runs))] == [3, 3, 4, 4]
+
+
+def test_runs_of_different_tr_are_brought_to_one(tmp_path):
+    seconds = {0.5: np.arange(120) * 0.5, 0.8: np.arange(90) * 0.8, 2.0: np.arange(40) * 2.0}
+    with FolderWriter(tmp_path / "x", roi_labels=["a", "b"], atlas="x", provenance={}) as writer:
+        for tr, t in seconds.items():
+            writer.add_run(np.stack([t, 3 * t]), participant_id=f"tr{tr}", tr=tr)
+    options = {"sampling": "tr", "target_tr": 2.0, "normalization": "none", "clips": "center"}
+    dataset = FMRIDataset(tmp_path / "x", "train", (2, 16), **options)
+    for item in dataset:
+        a, b = item["fmri"][0]
+        torch.testing.assert_close(a.diff(), torch.full((15,), 2.0), rtol=0, atol=1e-4)
+        torch.testing.assert_close(b, 3 * a)
+    with pytest.raises(UserError, match="finer than the TR of 2 s"):
+        FMRIDataset(tmp_path / "x", "train", (2, 16), **options | {"target_tr": 1.0})
+
+
+@pytest.mark.parametrize("method", ["zscore_sample", "zscore_roi", "none"])
+def test_other_normalisations(make_folder, method):
+    dataset = FMRIDataset(make_folder(), "train", CROP, normalization=method)
+    clip = dataset[0]["fmri"][0]
+    assert dataset.stats is None
+    if method == "none":
+        assert clip.mean() > 400
+    else:
+        over = None if method == "zscore_sample" else 1
+        np.testing.assert_allclose(clip.numpy().mean(over), 0, atol=1e-4)
+        np.testing.assert_allclose(clip.numpy().std(over), 1, atol=1e-4)
+
+
+def test_statistics_of_a_checkpoint_are_used(make_folder):
+    path = make_folder()
+    stats = {"median": torch.zeros(12), "iqr": torch.full((12,), 2.0)}
+    half = FMRIDataset(path, "test", CROP, stats=stats)[0]["fmri"]
+    as_is = FMRIDataset(path, "test", CROP, normalization="none")[0]["fmri"]
+    torch.testing.assert_close(half, as_is / 2)
+    assert not (path / "normalization.npz").exists()
+    with pytest.raises(UserError, match="the statistics given: median must be 12"):
+        FMRIDataset(path, "test", CROP, stats={"median": np.zeros(3), "iqr": np.ones(3)})
+
+
+# --- bad ROIs and short runs -----------------------------------------------------------------
+
+
+def test_runs_with_bad_rois_are_left_out_and_counted(make_folder, caplog):
+    dataset = FMRIDataset(make_folder(spoil=spoil_run_1), "train", CROP)
+    assert dataset.rows.tolist() == [0, 2, 5]
+    assert "1 of 4 runs left out" in caplog.text
+    with pytest.raises(UserError, match="all 1 have a bad ROI"):
+        FMRIDataset(dataset.folder.path, np.array([1]), CROP)
+
+
+@pytest.mark.parametrize("method", ["robust", "zscore_sample", "zscore_roi", "none"])
+def test_or_kept_with_those_rois_at_zero(make_folder, method):
+    path = make_folder(spoil=spoil_run_1)
+    dataset = FMRIDataset(path, "train", CROP, bad_rois="zero", normalization=method)
+    assert dataset.rows.tolist() == [0, 1, 2, 5]
+    clip = dataset[1]["fmri"][0]
+    assert not clip[[4, 7]].any()
+    others = clip[[r for r in range(12) if r not in (4, 7)]]
+    assert (others.std(1) > 0).all()
+    assert torch.isfinite(clip).all()
+    if method == "zscore_sample":  # the zeros of the bad ROIs are in neither mean nor SD
+        assert abs(others.mean()) < 1e-4
+        assert abs(others.std() - 1) < 0.01
+
+
+def test_short_runs_are_refused_padded_or_skipped(make_folder, caplog):
+    path = make_folder(frames=(60, 25, 60, 60, 60))
+    with pytest.raises(
+        UserError, match=r"1 of 3 runs are too short .*p1/01/1 with 25 frames of the 32"
+    ):
+        FMRIDataset(path, "train", CROP)
+    padded = FMRIDataset(path, "train", CROP, short_runs="pad")
+    clip = padded[1, 7]["fmri"][0]
+    np.testing.assert_allclose(clip[:, :25], reference(path, 1, 0, crop=(12, 25)), atol=1e-4)
+    assert not clip[:, 25:].any()
+    assert "too short" in caplog.text
+    skipped = FMRIDataset(path, "train", CROP, short_runs="skip")
+    assert skipped.rows.tolist() == [0, 2]
+    with pytest.raises(UserError, match="3 of 3 runs are too short"):
+        FMRIDataset(path, "train", (12, 64), short_runs="skip")
+    strided = FMRIDataset(path, "train", (12, 24), stride=2, short_runs="pad")
+    assert strided[1]["fmri"][0, :, 12].any()  # frame 24, the run's last
+    assert not strided[1]["fmri"][0, :, 13:].any()
+
+
+# --- determinism and workers -----------------------------------------------------------------
+
+
+def test_the_draw_is_the_same_for_any_number_of_workers(make_folder):
+    dataset = FMRIDataset(make_folder(), "train", CROP, seed=3)
+    order = [(i, epoch) for epoch in (0, 5) for i in range(len(dataset))]
+    first, *others = (
+        torch.cat(
+            [
+                batch["fmri"]
+                for batch in DataLoader(dataset, 2, sampler=order, num_workers=n, **context)
+            ]
+        )
+        for n, context in ((0, {}), (2, {}), (1, {"multiprocessing_context": "spawn"}))
+    )
+    assert all(torch.equal(first, other) for other in others)
+    assert not torch.equal(first[:4], first[4:])
+    assert torch.equal(dataset[1]["fmri"], dataset[1, 0]["fmri"])
+    other_seed = FMRIDataset(dataset.folder.path, "train", CROP, seed=4)
+    assert not torch.equal(torch.stack([other_seed[i]["fmri"] for i in range(4)]), first[:4])
+
+
+def test_a_pickled_data_set_carries_no_data(make_folder):
+    dataset = FMRIDataset(make_folder(frames=(5000,) * 5), "train", CROP)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 10_000
+    assert torch.equal(pickle.loads(sent)[2]["fmri"], dataset[2]["fmri"])
+
+
+def test_items_are_copies_and_end_where_the_data_set_ends(make_folder):
+    path = make_folder(frames=(32,) * 5)
+    dataset = FMRIDataset(path, "train", CROP, normalization="none")
+    before = (path / "timeseries.npy").read_bytes()
+    dataset[0]["fmri"].zero_()
+    assert (path / "timeseries.npy").read_bytes() == before
+    assert len(list(dataset)) == 3
+    assert torch.equal(dataset[-1]["fmri"], dataset[2]["fmri"])
+    with pytest.raises(IndexError):
+        dataset[3]
+    with pytest.raises(IndexError, match="starts at 0 to 0, not 1"):
+        dataset.clip(0, 1)
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"crop_size": (13, 32)}, "crop_size asks for 13 ROIs, .* has 12"),
+        ({"split": "trian"}, "Did you mean 'train'"),
+        ({"split": np.array([], dtype=int)}, "has no run"),
+        ({"split": np.array([0, 9])}, "has rows 0 to 5"),
+        ({"split": np.array([0.5])}, "whole numbers"),
+        ({"normalization": "zscore"}, "Did you mean 'zscore_"),
+        ({"short_runs": "padd"}, "Did you mean 'pad'"),
+        ({"bad_rois": "drop"}, "one of exclude, zero"),
+        ({"clips": 0}, "random, center or a number above 0"),
+        ({"clips": "centre"}, "random, center or a number above 0"),
+        ({"sampling": "frames"}, "sampling is 'frames'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(make_folder, changed, message):
+    options = {"split": "train", "crop_size": CROP} | changed
+    with pytest.raises(UserError, match=message):
+        FMRIDataset(make_folder(), **options)
+
+
+# --- cost ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published_size(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published") / "data"
+    rng = np.random.default_rng(0)
+    labels = [f"r{i}" for i in range(450)]
+    with FolderWriter(path, roi_labels=labels, atlas="noise", provenance={}) as writer:
+        for i in range(40):
+            series = rng.standard_normal((450, 490), dtype=np.float32)
+            writer.add_run(series, participant_id=f"p{i}", tr=0.735)
+    return path
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_reading_costs_little_more_than_slicing_the_map(published_size, stride):
+    dataset = FMRIDataset(published_size, "train", (450, 160), stride=stride)
+    raw = np.load(published_size / "timeseries.npy", mmap_mode="r")
+    rng = np.random.default_rng(0)
+    order = [(int(i), int(rng.integers(490 - 159 * stride))) for i in rng.permutation(40)]
+
+    def slice_raw():
+        for i, start in order:
+            run = raw[i * 450 * 490 : (i + 1) * 450 * 490].reshape(450, 490)
+            np.array(run[:, start : start + 159 * stride + 1 : stride])
+
+    def read():
+        for i, _ in order:
+            dataset[i, 1]
+
+    def seconds(function):
+        begin = time.perf_counter()
+        function()
+        return time.perf_counter() - begin
+
+    # The best of interleaved rounds: other work on the machine disturbs single ones.
+    slicing, reading = np.min([(seconds(slice_raw), seconds(read)) for _ in range(80)], axis=0)
+    assert reading <= 1.5 * slicing
+
+
+def test_memory_does_not_grow_with_reading(published_size):
+    dataset = FMRIDataset(published_size, "train", (450, 160))
+    dataset[0]
+    tracemalloc.start()
+    for i in range(len(dataset)):
+        dataset[i]
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 20_000
