@@ -1,11 +1,15 @@
 """Pictures show what was drawn, and a log that is none is refused."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from src.datasets.folder import DataFolder
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.utils.errors import UserError
 from src.utils.figures import (
@@ -25,8 +29,9 @@ def draw(n_steps=6, **options):
 
 
 def colors(path):
-    pixels = (imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
-    return {tuple(p) for p in np.unique(pixels, axis=0)}
+    pixels = (imread(path)[..., :3] * 255).round().astype(int)
+    packed = np.unique(pixels @ (1, 256, 256**2))
+    return {(p % 256, p // 256 % 256, p // 256**2) for p in packed.tolist()}
 
 
 def test_block_grid_tells_the_blocks_apart():
@@ -99,3 +104,42 @@ def test_a_file_that_is_no_log_is_a_user_error(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(UserError, match=message):
         draw_curves(path, tmp_path / "loss.png")
+
+
+# --------------------------------------------------------------------------- figures of the README
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[1] / "scripts/draw_figures.py"
+    spec = importlib.util.spec_from_file_location("draw_figures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_networks_are_read_from_labels(script):
+    labels = ("HIP-1-rh", "17Networks_LH_VisCent_ExStr_1", "17Networks_RH_TempPar_2")
+    names = [list(script.NETWORKS)[k] for k in script.networks_of(labels)]
+    assert names == ["", "Vis", "Default"]
+    assert script.networks_of(("L_MTgyr_a", "N")) is None
+
+
+def test_figures_are_drawn_on_a_white_card(script, tmp_path, make_folder):
+    script.draw_method(tmp_path / "method.png")
+    folder = DataFolder(make_folder())
+    values = np.random.default_rng(0).standard_normal((folder.n_rois, 4))
+    np.savetxt(tmp_path / "gradients.csv", values, delimiter=",")
+    script.draw_gradients(folder, tmp_path / "gradients.csv", tmp_path / "new/gradients.png")
+    for path in (tmp_path / "method.png", tmp_path / "new/gradients.png"):
+        image = imread(path)
+        assert image[0, 0, 3] == 0, "the corner is outside the card"
+        assert (image[15, 15] > 0.98).all(), "the card is white and opaque"
+        assert image[..., 3].mean() > 0.98
+
+
+def test_one_gradient_is_a_user_error(script, tmp_path, make_folder):
+    folder = DataFolder(make_folder())
+    np.savetxt(tmp_path / "gradients.csv", np.arange(folder.n_rois), delimiter=",")
+    with pytest.raises(UserError, match="two gradients are needed"):
+        script.draw_gradients(folder, tmp_path / "gradients.csv", tmp_path / "gradients.png")
