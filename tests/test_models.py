@@ -123,7 +123,7 @@ def test_initialisation_schemes():
     fan_in = make_encoder(**wide, init_scheme="fan_in", patch_embed_std=0.3)
     assert fan_in.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(192**-0.5, rel=0.1)
     assert fan_in.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(768**-0.5, rel=0.1)
-    assert fan_in.patch_embed.proj.weight.std().item() == pytest.approx(0.3 * 0.88, rel=0.1)
+    assert fan_in.patch_embed.proj.weight.std().item() == pytest.approx(0.3, rel=0.1)
     assert fan_in.blocks[0].mlp.fc1.bias.abs().max() == 0
 
 

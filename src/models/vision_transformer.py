@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
 from src.models.layers import (
@@ -105,12 +105,7 @@ class VisionTransformer(nn.Module):
         )
         self.norm = norm_layer(embed_dim)
         init_weights(self, init_scheme)
-        nn.init.trunc_normal_(
-            self.patch_embed.proj.weight,
-            std=patch_embed_std,
-            a=-2 * patch_embed_std,
-            b=2 * patch_embed_std,
-        )
+        trunc_normal_(self.patch_embed.proj.weight, std=patch_embed_std)
 
     @property
     def num_patches(self) -> int:
