@@ -6,7 +6,9 @@ examples are scored with the result and nothing is chosen on them.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -117,6 +119,20 @@ class HeadResult:
     chosen: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
     linear: LinearMap | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a representation, a head, and what it gave in every run.
+
+    ``results`` has one entry per problem (seed). Scores of examples outside the test part are not
+    looked at and may be NaN.
+    """
+
+    name: str
+    head: str
+    kind: Literal["model", "baseline", "control"]
+    results: Sequence[HeadResult]
 
 
 def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
