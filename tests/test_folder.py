@@ -225,7 +225,8 @@ def test_runs_on_disk_survive_a_kill(tmp_path, request):
     script = KILLED.format(root=root, tests=f"{root}/tests", path=path)
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
     journal = tmp_path / "x/writing.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-5])  # the last line torn
+    torn = journal.read_bytes()[:-5] + "ä".encode()[:1]  # the last line, within a character
+    journal.write_bytes(torn)
     with writer(path, resume=True) as out:
         assert len(out.written) == 2
         add_people(out, range(3))

@@ -42,7 +42,7 @@ _COMMIT_SECONDS = 1.0  # two fsyncs per run would take longer than reading it on
 
 
 class FolderWriter:
-    """Write a data-set folder run by run, in memory that does not grow with the data.
+    """Write a data-set folder run by run; only the rows of its table stay in memory.
 
     Use as a context manager. If the block raises or the process is killed, the runs that were
     complete stay (all but the last second's after a kill) and the next call with `resume=True`
@@ -125,7 +125,7 @@ class FolderWriter:
 
     def _adopt_unfinished(self) -> None:
         # A kill can tear the last line only: each line is written after its run is on disk.
-        complete = self._journal_path.read_text(encoding="utf-8").split("\n")[:-1]
+        complete = self._journal_path.read_bytes().split(b"\n")[:-1]
         try:
             description, *rows = map(json.loads, complete)
         except ValueError as error:
