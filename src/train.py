@@ -148,7 +148,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         (folder / "params-ijepa.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
         (folder / "revision.txt").write_text(knowledge["revision"] + "\n")
         draw_masks(
-            [collator.sample(1, step) for step in range(3)], config.grid, folder / "masks.png"
+            [collator.sample(1, step) for step in range(6)], config.grid, folder / "masks.png"
         )
         describe(config, dataset, held_out, sampler, networks, ranks)
 
