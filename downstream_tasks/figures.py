@@ -61,7 +61,9 @@ def _draw_roc(axes: Axes, cohort: Cohort, problems: Sequence[Problem], rows: Seq
         if rates:
             color = _COLORS[i % len(_COLORS)]
             width = 2.2 if row is rows[0] else 1.1
-            axes.plot(grid, np.mean(rates, axis=0), label=label, color=color, linewidth=width)
+            mean = np.mean(rates, axis=0)
+            mean[0] = 0.0  # a curve starts there, however steep
+            axes.plot(grid, mean, label=label, color=color, linewidth=width)
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=0.8, linestyle="--")
     title = f"positive: {cohort.classes[1]}" if binary else "one class against the rest"
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC, {title}")

@@ -31,13 +31,11 @@ from downstream_tasks.metrics import (
     metric_names,
     regression_metrics,
 )
-from downstream_tasks.tables import results_markdown
+from downstream_tasks.tables import RESULTS_FILE, RESULTS_FORMAT, results_markdown
 from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.folder_format import replacing
 from src.utils.logging import git_revision
 
-RESULTS_FILE = "results.json"
-RESULTS_FORMAT = 1
 FC_NAME = "FC"
 
 

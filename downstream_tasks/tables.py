@@ -5,6 +5,9 @@ from typing import Any
 
 from downstream_tasks.metrics import LOWER_IS_BETTER
 
+RESULTS_FILE = "results.json"
+RESULTS_FORMAT = 1
+
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
