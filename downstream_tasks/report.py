@@ -33,7 +33,7 @@ from downstream_tasks.metrics import (
 )
 from downstream_tasks.tables import RESULTS_FILE, RESULTS_FORMAT, results_markdown
 from downstream_tasks.tasks import DownstreamConfig
-from src.datasets.folder_format import replacing
+from src.utils.files import replacing
 from src.utils.logging import git_revision
 
 FC_NAME = "FC"

@@ -16,8 +16,9 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from downstream_tasks.cohort import Cohort
 from downstream_tasks.tasks import SplitConfig
-from src.datasets.folder_format import SPLITS, replacing
+from src.datasets.folder_format import SPLITS
 from src.utils.errors import UserError
+from src.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def test_the_run_folder_holds_everything(finished):
         "loss.png",
         "tensorboard",
     } <= names
-    assert not [name for name in names if name.endswith(".partial")]
+    assert not [name for name in names if name.startswith(".")]
     assert "held-out people after step 6" in (finished / "log.txt").read_text()
     assert any((finished / "tensorboard").iterdir())
 

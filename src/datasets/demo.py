@@ -26,10 +26,11 @@ import scipy.io
 from tqdm import tqdm
 
 from src.datasets.folder import DataFolder
-from src.datasets.folder_format import DESCRIPTION_FILE, replacing
+from src.datasets.folder_format import DESCRIPTION_FILE
 from src.datasets.folder_writer import FolderWriter
 from src.datasets.people import split_by_count
 from src.utils.errors import UserError, run_main
+from src.utils.files import replacing
 
 CACHE = Path("data/.cache")
 SPLIT_SEED = 0  # fixed, so that results on the demo can be compared

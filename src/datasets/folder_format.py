@@ -1,15 +1,12 @@
-"""The format of a data-set folder: file names, columns, checks, and how a file is replaced."""
+"""The format of a data-set folder: file names, columns and checks."""
 
 import csv
 import hashlib
 import json
 import math
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,23 +24,6 @@ TABLE_FILE = "participants.tsv"
 DESCRIPTION_FILE = "dataset.json"
 JOURNAL_FILE = "writing.jsonl"
 NORMALIZATION_FILE = "normalization.npz"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the name `path` only when the block ends and its bytes are on disk.
-
-    Readers see the old file or the new one, never a part; an exception leaves the old one.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_split(where: str, split: str) -> str:

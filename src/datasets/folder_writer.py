@@ -31,10 +31,10 @@ from src.datasets.folder_format import (
     check_tr,
     read_description,
     read_runs,
-    replacing,
     run_order,
 )
 from src.utils.errors import UserError
+from src.utils.files import replacing
 
 _HEADER_BYTES = 128  # numpy pads the header of a 1-D array to this, whatever the length
 _ITEM_BYTES = 4

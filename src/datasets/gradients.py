@@ -22,8 +22,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from src.datasets.folder import DataFolder
-from src.datasets.folder_format import SPLITS, replacing
+from src.datasets.folder_format import SPLITS
 from src.utils.errors import UserError, nearest, run_main
+from src.utils.files import replacing
 
 # The published settings (spec 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
 SETTINGS = {"approach": "dm", "kernel": "normalized_angle"}

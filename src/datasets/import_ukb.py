@@ -24,10 +24,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from src.datasets.folder_format import RUN_COLUMNS, SPLITS, replacing
+from src.datasets.folder_format import RUN_COLUMNS, SPLITS
 from src.datasets.folder_writer import FolderWriter
 from src.datasets.people import split_by_hash
 from src.utils.errors import UserError, nearest, run_main
+from src.utils.files import replacing
 
 SUBCORTEX_FILE = "fMRI.Tian_Subcortex_S3_3T.csv.gz"
 CORTEX_FILE = "fMRI.Schaefer17n400p.csv.gz"

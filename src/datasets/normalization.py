@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from src.datasets.folder import DataFolder
-from src.datasets.folder_format import NORMALIZATION_FILE, RUN_COLUMNS, replacing
+from src.datasets.folder_format import NORMALIZATION_FILE, RUN_COLUMNS
 from src.utils.errors import UserError
+from src.utils.files import replacing
 
 METHODS = ("robust", "zscore_sample", "zscore_roi", "none")
 

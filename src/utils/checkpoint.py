@@ -7,7 +7,6 @@ plus ``step``, ``config``, ``rng``, ``normalization``, ``gradients``, ``roi_labe
 """
 
 import argparse
-import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.utils.errors import UserError
+from src.utils.files import replacing
 
 PREFIX = "module."
 FOREIGN_CLASS = re.compile(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)")  # PyTorch's words
@@ -32,18 +32,8 @@ def checkpoint_path(folder: str | Path, tag: str, epoch: int | None = None) -> P
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` so that ``path`` always holds a whole checkpoint, the old one or the new."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
