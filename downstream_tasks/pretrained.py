@@ -5,6 +5,7 @@ weights (attention heads, the gradients) comes from flags. A flag that contradic
 error, so what a file knows need not be repeated and cannot be got wrong.
 """
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,20 @@ from downstream_tasks.encoders import EncoderFacts, Kind, Pretrained, freeze
 from downstream_tasks.hub import is_hub_folder, read_hub_folder
 from src.config import DOWNSAMPLE_STRIDE, config_from_dict
 from src.datasets.gradients import load_gradients
+from src.models.layers import FUSED_ATTENTION
+from src.models.pos_embed import POSITION_KINDS
 from src.models.vision_transformer import SIZES
 from src.utils.checkpoint import PREFIX, load_checkpoint, load_network, require_keys
 from src.utils.errors import UserError, nearest
 
-__all__ = ["EncoderFacts", "Pretrained", "find_checkpoint", "load_pretrained"]
+__all__ = [
+    "EncoderFacts",
+    "Pretrained",
+    "add_checkpoint_arguments",
+    "find_checkpoint",
+    "load_from_arguments",
+    "load_pretrained",
+]
 
 _GRADIENT_TOLERANCE = 1e-6
 _FINE_TUNED_PREFIX = "encoder."
@@ -301,3 +311,38 @@ def _choose_gradients(
             "gradient_csv_path out: they are read from the checkpoint."
         )
     return given if stored is None else stored
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a checkpoint and say what it does not know."""
+    parser.add_argument(
+        "--load_path", required=True, help="checkpoint file, folder of a run, or exported model"
+    )
+    parser.add_argument("--load_epoch", type=int, help="of a run's folder; default: the latest")
+    parser.add_argument(
+        "--network", default="target_encoder", choices=("target_encoder", "encoder")
+    )
+    facts = parser.add_argument_group(
+        "model",
+        "read from the checkpoint; needed only where it does not say, checked where it does",
+    )
+    facts.add_argument("--model_name", help=f"one of {', '.join(SIZES)}")
+    facts.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
+    facts.add_argument("--crop_size", type=int, nargs=2, metavar=("ROIS", "FRAMES"))
+    facts.add_argument("--patch_size", type=int, help="frames")
+    facts.add_argument("--add_w", choices=POSITION_KINDS)
+    facts.add_argument("--gradient_csv_path", help="for checkpoints without gradients")
+    facts.add_argument("--attn_mode", default="sdpa", choices=tuple(FUSED_ATTENTION))
+
+
+def load_from_arguments(arguments: argparse.Namespace) -> Pretrained:
+    """Load what the flags of :func:`add_checkpoint_arguments` name."""
+    names = (
+        "load_epoch", "model_name", "num_heads", "crop_size", "patch_size", "add_w",
+        "gradient_csv_path", "attn_mode",
+    )  # fmt: skip
+    flags = {name: getattr(arguments, name) for name in names}
+    return load_pretrained(arguments.load_path, which=arguments.network, **flags)

@@ -1,0 +1,35 @@
+"""Write any checkpoint as safetensors + JSON: `python downstream_eval.py export`.
+
+The folder can be given back as ``--load_path``, loaded by ``BrainJEPAHub.from_pretrained`` and
+pushed to a hub (``downstream_tasks/hub.py``).
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from downstream_tasks.hub import BrainJEPAHub
+from downstream_tasks.pretrained import add_checkpoint_arguments, load_from_arguments
+from src.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``downstream_eval.py export``."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--out", required=True, help="folder to write")
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Write the folder; return its path.
+
+    Raises:
+        UserError: if the checkpoint cannot be read, or the folder holds something else.
+    """
+    out = Path(arguments.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: it exists and is not an empty folder.")
+    BrainJEPAHub.of(load_from_arguments(arguments)).save_pretrained(out)
+    logger.info("wrote %s", out)
+    return out
