@@ -6,7 +6,7 @@ one score: a person (mean over their runs), a run, or an event.
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,21 +37,16 @@ class ClipGeometry:
     Attributes:
         frames: T, samples of a clip.
         patch_size: samples of a patch.
-        stride: sample every `stride` frames of the run, if `target_tr` is None.
-        target_tr: else, sample every `target_tr` seconds.
+        sampling: keyword arguments of :class:`FMRIDataset` and :func:`frame_steps`.
     """
 
     frames: int
     patch_size: int
-    stride: int = 1
-    target_tr: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampling": "stride", "stride": 1})
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`FMRIDataset` and :func:`frame_steps`."""
-        if self.target_tr is not None:
-            return {"sampling": "tr", "target_tr": self.target_tr}
-        return {"sampling": "stride", "stride": self.stride}
+    def frames_needed(self, tr: pd.Series) -> np.ndarray:
+        """Frames that a clip takes of runs with these repetition times, ``[n]``."""
+        return frames_needed(self.frames, frame_steps(tr.to_numpy(), **self.sampling))
 
 
 @dataclass(frozen=True)
@@ -132,6 +127,18 @@ def load_cohort(folder: DataFolder, config: DataConfig, clip: ClipGeometry) -> C
     runs = folder.runs.assign(row=np.arange(len(folder.runs)), start=-1)
     dropped = {"runs with bad ROIs": _run_names(runs.drop(index=keep))}
     runs = runs.loc[keep]
+    if config.runs:
+        if unknown := sorted(set(config.runs) - set(runs["run"])):
+            there = sorted(set(runs["run"]))
+            raise UserError(
+                f"{folder.path / 'participants.tsv'} has no run '{unknown[0]}' (data.runs)."
+                f"{nearest(unknown[0], there)} It has: {', '.join(there)}."
+            )
+        runs = runs[runs["run"].isin(config.runs)]
+    if config.short_runs == "skip":
+        short = runs["frames"] < clip.frames_needed(runs["tr"])
+        dropped["runs too short for a clip"] = _run_names(runs[short])
+        runs = runs[~short]
     where = f"{folder.path / 'participants.tsv'}"
     if config.unit == "event":
         where = str(folder.path / EVENTS_FILE)
@@ -234,7 +241,7 @@ def _read_events(
     step = frame_steps(table["tr"].to_numpy(), **clip.sampling)
     scored = (table["onset"] + config.delay_seconds) / table["tr"]
     table["start"] = (scored - config.scored_patch * clip.patch_size * step).round().astype(int)
-    end = table["start"] + frames_needed(clip.frames, step)
+    end = table["start"] + clip.frames_needed(table["tr"])
     fits = (table["start"] >= 0) & (end <= table["frames"])
     names = [
         f"{'/'.join(event)} at {onset:g} s"

@@ -113,12 +113,14 @@ class HeadResult:
         chosen: hyper-parameters (and epoch) picked without the test people.
         history: one row per epoch of the chosen setting, for heads that are trained.
         linear: the head itself, if it is a linear map of the features.
+        weights: its parameters by name, if it is something else that was trained.
     """
 
     scores: np.ndarray
     chosen: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
     linear: LinearMap | None = None
+    weights: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -178,19 +178,45 @@ def attentive_probe(
             group["lr"] = setting["lr"] * factor
         optimizer.step()
 
-    def read(items: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(tokens[items], dtype=np.float32)).to(device)
-
     head, chosen, history = _train_grid(
-        model, update, settings, read, example_of_clip, problem, config
+        model,
+        update,
+        settings,
+        lambda items: _read_tokens(tokens, items, device),
+        example_of_clip,
+        problem,
+        config,
     )
-    outputs = _in_batches(head, read, np.arange(len(tokens)), config.batch_size)
+    scores = score_attentive(head, tokens, example_of_clip, problem, config.batch_size, device)
+    weights = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
+    return HeadResult(scores, chosen, history, weights=weights)
+
+
+def score_attentive(
+    head: AttentiveHead,
+    tokens: np.ndarray,
+    example_of_clip: np.ndarray,
+    problem: Problem,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Scores of every example by a trained attentive head; those of its clips are averaged."""
+    outputs = _in_batches(
+        head.to(device),
+        lambda items: _read_tokens(tokens, items, device),
+        np.arange(len(tokens)),
+        batch_size,
+    )
     scores = _as_scores(outputs, problem.target.n_classes)
     n_examples = len(problem.cohort.y)
     total = np.zeros((n_examples, *scores.shape[1:]))
     np.add.at(total, example_of_clip, scores)
     clips = np.bincount(example_of_clip, minlength=n_examples)
-    return HeadResult((total.T / clips).T, chosen, history)
+    return (total.T / clips).T
+
+
+def _read_tokens(tokens: np.ndarray, items: np.ndarray, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.asarray(tokens[items], dtype=np.float32)).to(device)
 
 
 def _train_grid(

@@ -135,8 +135,8 @@ def summary_line(
 def compare_with_fc(
     scored: Sequence[tuple[dict[str, Any], Mapping[str, np.ndarray]]],
     metric: str,
-    resampled: Sequence[Problem] | None,
-    cohort: Cohort | None,
+    resampled: Sequence[Problem] | None = None,
+    cohort: Cohort | None = None,
 ) -> None:
     """Add ``versus_fc`` to every line but that of FC: the paired difference in ``metric``.
 

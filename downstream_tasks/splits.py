@@ -59,8 +59,13 @@ def make_splits(
         assert_disjoint(cohort, split)
         _warn_about_absent_classes(cohort, split)
         if folder is not None:
-            save_split(folder / f"split_seed{seed}.tsv", cohort, split)
+            save_split(split_path(folder, seed), cohort, split)
     return splits
+
+
+def split_path(folder: Path, seed: int) -> Path:
+    """Where the split of a seed is stored."""
+    return folder / f"split_seed{seed}.tsv"
 
 
 def draw_split(cohort: Cohort, fractions: Sequence[float], seed: int) -> Split:

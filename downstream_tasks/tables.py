@@ -47,8 +47,9 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         )
     if confusion := _confusion(results):
         parts.append(confusion)
-    parts.append(f"Settings picked without the test people, by {METRIC_TITLES[metric]}:")
-    parts.append("\n".join(_chosen(line) for line in results["rows"] if _chosen(line)) or "none.")
+    if settings := [text for line in results["rows"] if (text := _chosen(line))]:
+        parts.append(f"Settings picked without the test people, by {METRIC_TITLES[metric]}:")
+        parts.append("\n".join(settings))
     return "\n\n".join(parts) + "\n"
 
 
@@ -140,20 +141,33 @@ def _legend(results: Mapping[str, Any]) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """Whether the model beats FC, in one sentence that does not say more than the interval."""
-    metric, name = results["main_metric"], METRIC_TITLES[results["main_metric"]]
-    for line in results["rows"]:
-        versus = line.get("versus_fc")
-        if line["kind"] != "model" or not versus or any(map(_undefined, versus["interval"])):
-            continue
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+    """Whether the model beats FC and everything else that needs no pretraining, cautiously."""
+    metric = results["main_metric"]
+    name, sign = METRIC_TITLES[metric], -1 if metric in LOWER_IS_BETTER else 1
+    models = [line for line in results["rows"] if line["kind"] == "model"]
+    baselines = [
+        line
+        for line in results["rows"]
+        if line["kind"] == "baseline" and not _undefined(line["mean"][metric])
+    ]
+    if not models or not baselines or _undefined(models[0]["mean"][metric]):
+        return ""
+    model, sentences = models[0], []
+    versus = model.get("versus_fc")
+    if versus and not any(map(_undefined, versus["interval"])):
         low, high = sorted(sign * bound for bound in versus["interval"])
         finding = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-        return (
+        sentences.append(
             f"On these people the model is **{finding}** plain functional connectivity "
             f"({name} {versus['difference']:+.3f}, {interval_text(versus['interval'])})."
         )
-    return ""
+    best = max(baselines, key=lambda line: sign * line["mean"][metric])
+    difference = model["mean"][metric] - best["mean"][metric]
+    sentences.append(
+        f"The best row without the trained encoder is {best['name']} ({best['head']}), {name} "
+        f"{best['mean'][metric]:.3f}; the model differs from it by {difference:+.3f}."
+    )
+    return " ".join(sentences)
 
 
 def _confusion(results: Mapping[str, Any]) -> str:

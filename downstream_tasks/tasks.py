@@ -45,14 +45,15 @@ class DataConfig:
     nb_classes: int | None = None  # their number, checked against the data
     ignore_labels: tuple[Any, ...] = ()  # people with these labels are left out
     unit: Literal["person", "run", "event"] = "person"  # what gets one score
+    runs: tuple[str, ...] = ()  # only these values of the column run; empty: all
     disjoint: tuple[str, ...] = ("family_id",)  # columns no value of which may be in two parts
     label_normalization: bool = True  # z-score regression targets on training people
     normalization: Literal["checkpoint", "robust", "zscore_sample", "zscore_roi", "none"] = (
         "checkpoint"  # what pretraining used; zscore_sample if the file does not say
     )
-    stride: int | None = None  # take every n-th frame; unset: 3 with downsample, else 1
-    downsample: bool = False  # multiband data to a TR of about 2 s, as the release does
-    target_tr: float | None = None  # seconds; resample every run to it instead
+    downsample: bool | None = None  # every third frame, or every one; unset: as in pretraining
+    stride: int | None = None  # or every n-th frame
+    target_tr: float | None = None  # or resample every run to so many seconds
     short_runs: Literal["error", "pad", "skip"] = "error"
     bad_rois: Literal["exclude", "zero"] = "exclude"
     delay_seconds: float = 5.0  # unit: event; from the onset to the scored patch
@@ -80,6 +81,7 @@ class ModelConfig:
     load_epoch: int | None = None  # with a folder: jepa-epN; unset: the latest
     network: Literal["target_encoder", "encoder"] = "target_encoder"
     model_name: str | None = None
+    num_heads: int | None = None  # for files of a width that no named size has
     crop_size: tuple[int, int] | None = None
     patch_size: int | None = None
     pred_depth: int | None = None
@@ -95,6 +97,7 @@ class EvaluationConfig:
     num_seed: int = 5
     seed: int = 0  # of the first run
     clips: int = 1  # evenly spread over a run, predictions averaged; 1 = the centre
+    level: Literal["pooled", "roi"] = "pooled"  # features: mean of all tokens, or of each ROI's
     metric: str | None = None  # selects on validation, compared with FC; unset: by task type
     n_bootstrap: int = 1000
     baselines: tuple[Baseline, ...] = (
@@ -107,6 +110,7 @@ class EvaluationConfig:
     )
     raw_components: int = 100  # principal components of raw_clip
     encoder_batch_size: int = 16  # clips per frozen forward pass
+    bfloat16: bool = False  # in frozen forward passes, where the device has it
 
 
 @dataclass
@@ -227,26 +231,36 @@ class DownstreamConfig:
         return _plain(dataclasses.asdict(self))
 
 
-def load_task(*sources: str | Path, overrides: Mapping[str, Any] | None = None) -> DownstreamConfig:
+def load_task(
+    *sources: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    protocol_overrides: Mapping[str, Any] | None = None,
+) -> DownstreamConfig:
     """Read task files (paths, or names of files in configs/downstream), later ones winning.
 
-    ``overrides`` maps ``section.key`` (or a key of the top level) to a value, and wins over all.
+    Args:
+        overrides: ``section.key`` (or a key of the top level) to a value; wins over the files.
+        protocol_overrides: the same for keys of the section of the protocol that is run; a single
+            number is a grid of one where that section has a grid.
 
     Raises:
         UserError: naming the file, the key, the value, what is allowed and the nearest key.
     """
     values: dict[str, Any] = {}
-    where = "the flags"
     for source in sources:
         path = task_path(source)
         values = _merge({"name": path.stem} | values, read_yaml(path))
-        where = str(path)
+    where = " + ".join(str(task_path(source)) for source in sources) or "the flags"
     for name, value in (overrides or {}).items():
-        *sections, key = name.split(".")
-        nested: dict[str, Any] = {key: value}
-        for section in reversed(sections):
-            nested = {section: nested}
-        values = _merge(values, nested)
+        values = _merge(values, _nested(name, value))
+    protocol = values.get("protocol", DownstreamConfig.protocol)
+    sections = {f.name: f.default_factory for f in dataclasses.fields(DownstreamConfig)}
+    for key, value in (protocol_overrides or {}).items():
+        default = getattr(sections[protocol](), key, None) if protocol in sections else None
+        if default is None:
+            raise UserError(f"--{key} means nothing to the protocol {protocol}; leave it out.")
+        grid = isinstance(default, tuple) and not isinstance(value, list | tuple)
+        values = _merge(values, _nested(f"{protocol}.{key}", [value] if grid else value))
     return task_from_dict(values, where)
 
 
@@ -270,6 +284,15 @@ def task_path(source: str | Path) -> Path:
             f"{nearest(path.name, names)} Tasks: {', '.join(names)}."
         )
     return named
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    """``{"a": {"b": value}}`` for the name ``a.b``."""
+    *sections, key = name.split(".")
+    nested: dict[str, Any] = {key: value}
+    for section in reversed(sections):
+        nested = {section: nested}
+    return nested
 
 
 def _merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,12 +335,13 @@ def _check(config: DownstreamConfig, where: str) -> None:
     require(len(data.classes) != 1, "data.classes", "two labels or more")
     require(data.nb_classes is None or data.nb_classes >= 2, "data.nb_classes", ">= 2")
     require(data.stride is None or data.stride >= 1, "data.stride", ">= 1")
+    given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
     require(
-        data.target_tr is None
-        or (data.target_tr > 0 and data.stride is None and not data.downsample),
-        "data.target_tr",
-        "> 0 seconds, and then neither stride nor downsample",
+        len(given) < 2,
+        f"data.{given[-1] if given else 'stride'}",
+        f"unset beside {given[0] if given else None}",
     )
+    require(data.target_tr is None or data.target_tr > 0, "data.target_tr", "> 0 seconds")
     fractions = config.split.fractions
     require(len(fractions) == 3 and min(fractions) > 0, "split.fractions", "three numbers > 0")
     require(

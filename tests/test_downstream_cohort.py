@@ -93,6 +93,14 @@ def test_runs_with_bad_rois_are_excluded_or_kept(tmp_path):
     assert kept.y.tolist() == [20, 30, 40]
 
 
+def test_runs_too_short_for_a_clip_are_dropped_if_asked_for(tmp_path):
+    path = write(tmp_path / "d", people(age=[20, 30]), frames=40)
+    long = ClipGeometry(frames=48, patch_size=4)
+    with pytest.raises(UserError, match="no one has a value"):
+        load(path, long, target="age", type="regression", short_runs="skip")
+    assert len(load(path, long, target="age", type="regression", short_runs="pad").y) == 2
+
+
 def test_runs_of_a_person_are_one_unit(tmp_path):
     rows = [
         {"participant_id": p, "run": r, "age": a} for r in "12" for p, a in (("a", 5), ("b", 7))
@@ -106,6 +114,17 @@ def test_runs_of_a_person_are_one_unit(tmp_path):
     assert (pooled.tolist(), y.tolist()) == ([[2.0, 1.0]], [7.0])
     by_run = load(path, target="age", type="regression", unit="run")
     assert by_run.examples["unit"].tolist() == [0, 1, 2, 3]
+
+
+def test_chosen_runs_only(tmp_path):
+    rows = [
+        {"participant_id": p, "run": r, "age": a} for r in "12" for p, a in (("a", 5), ("b", 7))
+    ]
+    path = write(tmp_path / "d", rows)
+    cohort = load(path, target="age", type="regression", runs=("2",))
+    assert cohort.examples["row"].tolist() == [2, 3]
+    with pytest.raises(UserError, match="no run '3'"):
+        load(path, target="age", type="regression", runs=("2", "3"))
 
 
 def test_a_target_that_changes_between_runs_needs_unit_run(tmp_path):
@@ -162,7 +181,7 @@ def test_the_scored_patch_starts_after_the_onset_at_the_same_place(tmp_path):
     assert cohort.y.tolist() == [0, 1, 0, 1]
     assert cohort.examples["unit"].nunique() == 4
     assert cohort.people.tolist() == ["s0", "s0", "s1", "s1"]
-    strided = ClipGeometry(frames=8, patch_size=4, stride=2)
+    strided = ClipGeometry(8, 4, {"sampling": "stride", "stride": 2})
     cohort = load(path, strided, target="kind", unit="event", scored_patch=1)
     assert cohort.examples["start"].tolist() == [1, 11, 1, 11]  # 4 samples of 2 frames
 
@@ -185,6 +204,6 @@ def test_events_without_room_are_dropped_and_listed(tmp_path):
 
 def test_events_use_the_clip_step_of_the_target_tr(tmp_path):
     path = event_folder(tmp_path, [13.0, 23.0])
-    clip = ClipGeometry(frames=8, patch_size=4, target_tr=3.0)
+    clip = ClipGeometry(8, 4, {"sampling": "tr", "target_tr": 3.0})
     cohort = load(path, clip, target="kind", unit="event", scored_patch=1)
     assert cohort.examples["start"].tolist() == [3, 8, 3, 8]  # 9 - 4 x 1.5, 14 - 6

@@ -1,0 +1,162 @@
+"""Evaluate a checkpoint on labelled data.
+
+python downstream_eval.py --config demo_state --load_path logs/quickstart
+python downstream_eval.py --config hca_sex --downstream_task linear_probe --load_path CHECKPOINT
+python downstream_eval.py embed --load_path CHECKPOINT --data_path data/mine --out out.npz
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import yaml
+
+from downstream_tasks import embed, main_finetune, main_linearprobe
+from downstream_tasks.tables import results_markdown
+from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
+from src.utils.distributed import default_devices, parse_devices
+from src.utils.errors import UserError, run_main
+from src.utils.logging import setup_logging
+
+# Flags and the keys they set; those of the section of the protocol that is run have no dot.
+KEYS = {
+    "downstream_task": "protocol",
+    "task": "data.type",
+    "data_path": "data.data_path",
+    "nb_classes": "data.nb_classes",
+    "label_normalization": "data.label_normalization",
+    "downsample": "data.downsample",
+    "gradient_csv_path": "data.gradient_csv_path",
+    "load_path": "model.load_path",
+    "load_epoch": "model.load_epoch",
+    "model_name": "model.model_name",
+    "crop_size": "model.crop_size",
+    "patch_size": "model.patch_size",
+    "pred_depth": "model.pred_depth",
+    "pred_emb_dim": "model.pred_emb_dim",
+    "add_w": "model.add_w",
+    "attn_mode": "model.attn_mode",
+    "num_seed": "evaluation.num_seed",
+    "resample_splits": "split.resample",
+    "output_root": "output_root",
+}
+PROTOCOL_KEYS = ("batch_size", "epochs", "blr", "min_lr", "smoothing", "gradient_checkpointing")
+
+
+def boolean(text: str) -> bool:
+    """``true`` or ``false``; the release has some of these flags with a value, some without."""
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return values[text.lower()]
+
+
+def size(text: str) -> list[int]:
+    """``450,160`` or ``450x160``."""
+    try:
+        return [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not like 450,160") from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags; those that are not given leave the task file's value."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        epilog="Everything else is a key of the task file (downstream_tasks/tasks.py lists them): "
+        "section.key=value. What a checkpoint knows about itself need not be given.",
+    )
+    switch = {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
+    what = parser.add_argument_group("what is evaluated")
+    what.add_argument("--config", help="task: a YAML file, or a name in configs/downstream")
+    what.add_argument("--data_make_fn", help="the release's name for a task, such as hca_sex")
+    what.add_argument("--downstream_task", choices=get_args(Protocol), help="the protocol")
+    what.add_argument("--task", choices=("classification", "regression"), help="kind of target")
+    what.add_argument("--data_path", help="data-set folder, in place of the task's")
+    what.add_argument("--nb_classes", type=int, help="number of classes, checked against the data")
+    what.add_argument("--load_path", help="checkpoint, folder of a run, or exported model")
+    what.add_argument("--load_epoch", type=int, help="of a run's folder (default: the latest)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--num_seed", type=int, help="runs, reported as mean (SD)")
+    how.add_argument("--resample_splits", **switch, help="new people for every run")
+    how.add_argument("--batch_size", type=int, help="clips (fine_tune), people (probes)")
+    how.add_argument("--epochs", type=int)
+    how.add_argument("--blr", type=float, help="base learning rate, times batch size / 256")
+    how.add_argument("--min_lr", type=float, help="where the cosine ends")
+    how.add_argument("--smoothing", type=float, help="label smoothing")
+    how.add_argument("--gradient_checkpointing", **switch, help="recompute to save memory")
+    how.add_argument("--devices", nargs="+", default=default_devices(), metavar="DEVICE",
+                     help="cpu, cuda:0 cuda:1, mps (default: the best one)")  # fmt: skip
+    how.add_argument("--eval", action="store_true", default=False, dest="evaluate",
+                     help="score again what an earlier run stored; train nothing")  # fmt: skip
+    how.add_argument("--resume", action="store_true", default=False,
+                     help="go on with a fine-tuning that was stopped")  # fmt: skip
+    how.add_argument("--output_root", help="results go to OUTPUT_ROOT/task/protocol")
+    data = parser.add_argument_group("input")
+    data.add_argument("--use_normalization", **switch, help="one z-score per clip")
+    data.add_argument("--downsample", **switch, help="every third frame, else every one")
+    data.add_argument("--label_normalization", **switch, help="z-score regression targets")
+    model = parser.add_argument_group("model", "checked against the checkpoint where it says")
+    model.add_argument("--model_name")
+    model.add_argument("--crop_size", type=size, metavar="ROIS,FRAMES")
+    model.add_argument("--patch_size", type=int)
+    model.add_argument("--pred_depth", type=int)
+    model.add_argument("--pred_emb_dim", type=int)
+    model.add_argument("--add_w", choices=("mapping", "origin", "anatomical"))
+    model.add_argument("--gradient_csv_path", help="for checkpoints that do not hold gradients")
+    model.add_argument("--attn_mode", choices=("normal", "sdpa", "flash_attn"))
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
+    return parser
+
+
+def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
+    """The task files that are named, with the flags over them."""
+    sources = [flags[name] for name in ("data_make_fn", "config") if name in flags]
+    if not sources:
+        raise UserError("--config is missing: a task file, or a name in configs/downstream.")
+    overrides = {key: flags[name] for name, key in KEYS.items() if name in flags}
+    if "use_normalization" in flags:
+        method = "zscore_sample" if flags["use_normalization"] else "none"
+        overrides["data.normalization"] = method
+    for text in flags["overrides"]:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"'{text}' is not an override; write section.key=value.")
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"override '{text}': the value is not valid YAML.") from error
+    protocol = {name: flags[name] for name in PROTOCOL_KEYS if name in flags}
+    return load_task(*sources, overrides=overrides, protocol_overrides=protocol)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Arguments -> config -> one call."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    setup_logging()
+    if arguments[:1] == ["embed"]:
+        parser = argparse.ArgumentParser(description=embed.__doc__, prog="downstream_eval.py embed")
+        embed.add_arguments(parser)
+        embed.run(parser.parse_args(arguments[1:]))
+        return
+    flags = vars(build_parser().parse_intermixed_args(arguments))
+    # An override written right after the devices is read as one of them; no device holds a "=".
+    flags["overrides"] += [name for name in flags["devices"] if "=" in name]
+    devices = parse_devices([name for name in flags["devices"] if "=" not in name])
+    config = config_from_flags(flags)
+    if config.protocol == "fine_tune":
+        results = main_finetune.run(config, devices, flags["evaluate"], flags["resume"])
+    else:
+        results = main_linearprobe.run(config, devices[0], flags["evaluate"])
+    if results is not None:
+        print(results_markdown(results), end="")
+        print(
+            f"\nWritten to {config.output_dir / 'eval' if flags['evaluate'] else config.output_dir}"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

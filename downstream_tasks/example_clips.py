@@ -1,0 +1,127 @@
+"""The clips of labelled examples, as the model sees them."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from downstream_tasks.cohort import ClipGeometry, Cohort
+from downstream_tasks.encoders import Pretrained
+from downstream_tasks.preparation import DEFAULT_NORMALIZATION
+from downstream_tasks.tasks import DataConfig
+from src.config import DOWNSAMPLE_STRIDE
+from src.datasets.fmri import FMRIDataset
+from src.datasets.folder_format import SERIES_FILE
+
+
+def clip_sampling(data: DataConfig, pretrained: Pretrained) -> dict[str, Any]:
+    """How runs are resampled: as the task says, else as in pretraining, else frame by frame."""
+    if data.target_tr is not None:
+        return {"sampling": "tr", "target_tr": data.target_tr}
+    if data.stride is not None:
+        return {"sampling": "stride", "stride": data.stride}
+    if data.downsample is not None:
+        return {"sampling": "stride", "stride": DOWNSAMPLE_STRIDE if data.downsample else 1}
+    return pretrained.sampling or {"sampling": "stride", "stride": 1}
+
+
+def clip_geometry(data: DataConfig, pretrained: Pretrained) -> ClipGeometry:
+    """What a clip of this task spans."""
+    facts = pretrained.facts
+    return ClipGeometry(facts.crop_size[1], facts.patch_size, clip_sampling(data, pretrained))
+
+
+class ExampleClips(Dataset):
+    """Normalised clips ``[1, R, T]`` of the examples of a cohort.
+
+    ``clips[i]`` (or ``clips[i, epoch]``) is a dict of ``fmri``, ``example`` (its number in the
+    cohort) and ``item`` (i). Item ``e * k + j`` is clip j of the e-th of ``examples``. An example
+    that has a start frame of its own (an event) has one clip, whatever ``clips`` says.
+
+    Args:
+        examples: numbers of the examples wanted; by default all.
+        clips: k clips spread evenly over a run, or "random" for training.
+        seed: of random starts.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        data: DataConfig,
+        pretrained: Pretrained,
+        clips: int | str = 1,
+        examples: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        everyone = np.arange(len(cohort.y))
+        self.examples = everyone if examples is None else np.asarray(examples)
+        chosen = cohort.examples.iloc[self.examples]
+        self.starts = chosen["start"].to_numpy()
+        self.has_events = bool((self.starts >= 0).any())
+        self.clips = 1 if self.has_events else clips
+        rows, self._position = np.unique(chosen["row"].to_numpy(), return_inverse=True)
+        method = data.normalization
+        if method == "checkpoint":
+            method = pretrained.normalization or DEFAULT_NORMALIZATION
+        self.sampling = clip_sampling(data, pretrained)
+        self.dataset = FMRIDataset(
+            data.data_path,
+            rows,
+            pretrained.facts.crop_size,
+            **self.sampling,
+            short_runs=data.short_runs,
+            normalization=method,
+            # Those of pretraining, so that a clip looks to the encoder as it did then.
+            stats=pretrained.stats if method == "robust" else None,
+            bad_rois=data.bad_rois,
+            clips=self.clips,
+            seed=seed,
+        )
+        self.per_example = self.dataset.clips_per_run
+
+    def __len__(self) -> int:
+        return len(self.examples) * self.per_example
+
+    @property
+    def example_of_item(self) -> np.ndarray:
+        """Number in the cohort of the example of each item, ``[len(self)]``."""
+        return np.repeat(self.examples, self.per_example)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        i, epoch = item if isinstance(item, tuple) else (item, 0)
+        e, clip = divmod(int(i), self.per_example)
+        run = int(self._position[e])
+        if self.starts[e] >= 0:
+            fmri = self.dataset.clip(run, int(self.starts[e]))
+        else:
+            fmri = self.dataset[run * self.per_example + clip, epoch]["fmri"]
+        return {"fmri": fmri, "example": int(self.examples[e]), "item": int(i)}
+
+    def identity(self) -> dict[str, Any]:
+        """What the clips depend on, as plain values: the key of features made from them.
+
+        Of the data it holds which run is where, and size and time of the file, not its 35 GB.
+        """
+        folder, dataset = self.dataset.folder, self.dataset
+        file = (folder.path / SERIES_FILE).stat()
+        stats = dataset.stats or {}
+        return {
+            "run_order": folder.description["run_order"],
+            "series_bytes": file.st_size,
+            "series_written": file.st_mtime_ns,
+            "runs_and_starts": _digest(dataset.rows[self._position], self.starts),
+            "crop_size": [dataset.n_rois, dataset.num_frames],
+            "sampling": self.sampling,
+            "normalization": dataset.normalization,
+            "stats": _digest(*(stats[name] for name in sorted(stats))),
+            "clips": self.per_example,
+        }
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
