@@ -99,6 +99,7 @@ class Pretrained:
         attn_mode: attention kernel of ``encoder`` and of copies of it.
         head: ``fc_norm.*`` and ``head.*`` of a fine-tuned file, else empty.
         task: what a fine-tuned file of this project says of its task, else ``None``.
+        split: part -> ids of its people, of the same files; an export leaves it out.
     """
 
     encoder: VisionTransformer
@@ -114,6 +115,7 @@ class Pretrained:
     attn_mode: str = "sdpa"
     head: dict[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] | None = None
+    split: dict[str, list[str]] | None = None
 
     def knowledge(self) -> dict[str, Any]:
         """All but the weights, in plain types and tensors: what files made from this one keep."""

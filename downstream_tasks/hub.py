@@ -66,9 +66,10 @@ class BrainJEPAHub(
         for name in ("median", "iqr"):
             self.register_buffer(name, torch.ones(rois) if has_stats else None)
         encoder = self.facts.build(gradients)
-        self.network: nn.Module = (
-            encoder if n_outputs is None else DownstreamViT(encoder, n_outputs, linear_probe)
-        )
+        self.network: nn.Module = encoder
+        if n_outputs is not None:
+            patch = (task or {}).get("patch")
+            self.network = DownstreamViT(encoder, n_outputs, patch=patch, linear_probe=linear_probe)
         self.register_load_state_dict_post_hook(_place_gradients)
         self.eval()
 

@@ -23,15 +23,22 @@ class DownstreamViT(nn.Module):
     Args:
         encoder: built with the drop path rate and the activation checkpointing wanted.
         n_outputs: C; classes, or 1 for regression.
+        patch: average the tokens of this time patch only (the scored one of an event), not all.
         linear_probe: the published probe: only the head is trained, behind a BatchNorm without
             affine parameters, and the encoder stays in evaluation mode.
     """
 
     def __init__(
-        self, encoder: VisionTransformer, n_outputs: int, linear_probe: bool = False
+        self,
+        encoder: VisionTransformer,
+        n_outputs: int,
+        *,
+        patch: int | None = None,
+        linear_probe: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.patch = patch
         self.linear_probe = linear_probe
         self.fc_norm = LAYER_NORM(encoder.embed_dim)
         linear = nn.Linear(encoder.embed_dim, n_outputs)
@@ -58,8 +65,11 @@ class DownstreamViT(nn.Module):
         return self
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Clip features ``[B, D]``: LayerNorm of the mean of all tokens."""
-        return self.fc_norm(global_pool_nlc(self.encoder(x), "avg", num_prefix_tokens=0))
+        """Clip features ``[B, D]``: LayerNorm of the mean of the tokens; none is a class token."""
+        tokens = self.encoder(x)
+        if self.patch is not None:
+            tokens = tokens.unflatten(1, self.encoder.num_patches_2d)[:, :, self.patch]
+        return self.fc_norm(global_pool_nlc(tokens, "avg", num_prefix_tokens=0))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.forward_features(x))
@@ -94,7 +104,12 @@ def fine_tuned_model(pretrained: Pretrained) -> DownstreamViT:
             f"{pretrained.path} is not a fine-tuned checkpoint: it has no linear head "
             f"({', '.join(head) or 'an encoder only'}). Fine-tune first, without --eval."
         )
-    model = DownstreamViT(pretrained.trainable_copy(), head[last].shape[0], linear_probe)
+    model = DownstreamViT(
+        pretrained.trainable_copy(),
+        head[last].shape[0],
+        patch=(pretrained.task or {}).get("patch"),
+        linear_probe=linear_probe,
+    )
     load_network(model, _whole_state(pretrained), pretrained.path, "fine-tuned model")
     return model.eval().requires_grad_(False)
 

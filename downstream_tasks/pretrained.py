@@ -104,6 +104,7 @@ def load_pretrained(
             if not name.startswith(_FINE_TUNED_PREFIX)
         },
         task=state.get("task"),
+        split=state.get("split"),
     )
 
 

@@ -19,7 +19,7 @@ DECAY = 0.75
 
 def make(linear_probe: bool = False, **encoder: object) -> DownstreamViT:
     torch.manual_seed(0)
-    return DownstreamViT(FACTS.build(torch.randn(4, 3), **encoder), 2, linear_probe)
+    return DownstreamViT(FACTS.build(torch.randn(4, 3), **encoder), 2, linear_probe=linear_probe)
 
 
 @pytest.mark.parametrize("attn_mode", ["normal", "sdpa"])
@@ -109,3 +109,11 @@ def test_pools_all_tokens():
     expected = model.fc_norm(model.encoder(x).mean(dim=1))
     torch.testing.assert_close(model.forward_features(x), expected)
     assert model.n_outputs == 2
+
+
+def test_pools_one_patch_of_every_roi():
+    torch.manual_seed(0)
+    model = DownstreamViT(FACTS.build(torch.randn(4, 3)), 2, patch=1).eval()
+    x = torch.randn(2, 1, 4, 32)
+    tokens = model.encoder(x)[:, [1, 3, 5, 7]]  # ROI-major: r * 2 + 1
+    torch.testing.assert_close(model.forward_features(x), model.fc_norm(tokens.mean(dim=1)))

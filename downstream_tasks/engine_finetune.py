@@ -1,0 +1,367 @@
+"""Fine-tuning of one seed: data, model, optimizer, resume, loop (spec 7, 8.6, 8.8).
+
+Everything random is a function of (seed, step, rank), so a resumed run goes on bit for bit.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from downstream_tasks.encoders import Pretrained
+from downstream_tasks.example_clips import ExampleClips
+from downstream_tasks.finetune_state import BEST, StateFolder, effective_batch
+from downstream_tasks.heads import HeadResult, Problem, class_weights
+from downstream_tasks.models_vit import DownstreamViT, fine_tuned_model
+from downstream_tasks.pretrained import load_pretrained
+from downstream_tasks.probes import validation_score
+from downstream_tasks.tasks import DownstreamConfig, FineTuneConfig
+from src.datasets.sampler import MicroBatchSampler, NumberedSamples
+from src.utils.distributed import Ranks, stop_requests
+from src.utils.errors import UserError
+from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
+from src.utils.precision import autocast
+from src.utils.schedulers import warmup_cosine
+
+logger = logging.getLogger(__name__)
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+Precision = Callable[[], AbstractContextManager]
+
+
+def fine_tune(
+    pretrained: Pretrained,
+    problem: Problem,
+    config: DownstreamConfig,
+    ranks: Ranks,
+    folder: Path,
+    resume: bool = False,
+) -> HeadResult | None:
+    """Train on the training people, keep the epoch that is best on validation, score the test.
+
+    Returns ``None`` if a signal asked to stop: ``folder`` then holds the state to resume from.
+
+    Raises:
+        UserError: too few people for a batch, a state of another run, a loss that is not finite.
+    """
+    # --------------------------------------------------------------------------------------- data
+    ft, split = config.fine_tune, problem.split
+    clips = ExampleClips(
+        problem.cohort, config.data, pretrained, "random", split.train, problem.seed
+    )
+    sampler = make_sampler(len(clips), ft, problem.seed, ranks)
+    valid = evaluation_loader(split.valid, problem, config, pretrained, ranks)
+
+    # -------------------------------------------------------------------------------------- model
+    torch.manual_seed(problem.seed)
+    model = DownstreamViT(
+        pretrained.trainable_copy(
+            drop_path_rate=ft.drop_path, gradient_checkpointing=ft.gradient_checkpointing
+        ),
+        max(1, problem.target.n_classes),
+        patch=config.data.scored_patch if clips.has_events else None,
+    ).to(ranks.device)
+    criterion = make_criterion(problem, ft, ranks.device)
+    precision = autocast(ranks.device, ft.use_bfloat16)
+
+    # -------------------------------------------------------------------------- optimizer, resume
+    optimizer = make_optimizer(model, ft)
+    rate = LearningRate.of(ft, sampler.steps_per_epoch, effective_batch(config, ranks))
+    states = StateFolder(folder, config, problem, pretrained, clips, ranks)
+    progress = states.start(model, optimizer, resume)
+    sampler.first_step = progress.step
+    loader = DataLoader(
+        NumberedSamples(clips),
+        batch_sampler=sampler,
+        num_workers=config.data.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    network = wrap(model, ranks)
+
+    # --------------------------------------------------------------------------------------- loop
+    total_steps = ft.epochs * sampler.steps_per_epoch
+    buffer, batches = StepBuffer(), iter(loader)
+    bar = tqdm(
+        total=total_steps,
+        initial=progress.step,
+        unit="step",
+        desc=f"fine-tune, seed {problem.seed}",
+        disable=not ranks.main,
+    )
+    with stop_requests() as stop, logging_redirect_tqdm(), bar:
+        while progress.step < total_steps:
+            step = progress.step + 1
+            buffer.add(
+                train_step(
+                    step, batches, network, optimizer, rate(step), criterion, problem, ft,
+                    precision, ranks,
+                )
+            )  # fmt: skip
+            progress.step = step
+            bar.update()
+            stopping = ranks.any(stop.is_set())
+            epoch_ends = step % sampler.steps_per_epoch == 0
+            if not (stopping or epoch_ends):
+                continue
+            progress.losses += [row["loss"] for row in _flush(buffer, ranks, clips, problem)]
+            improved = False
+            if epoch_ends:
+                scores = predict(model, valid, len(problem.cohort.y), problem, precision, ranks)
+                improved = progress.end_epoch(
+                    *validate(scores, problem), rate(step), problem.metric
+                )
+                if ranks.main:
+                    logger.info("seed %d, %s", problem.seed, progress.summary())
+                    bar.set_postfix(progress.history[-1], refresh=False)
+            states.write(model, optimizer, progress, improved)
+            if stopping and step < total_steps:
+                logger.info(
+                    "stopped by a signal after step %d of seed %d; go on with --resume",
+                    step,
+                    problem.seed,
+                )
+                return None
+
+    # --------------------------------------------------------------------------------------- test
+    best = load_pretrained(folder / BEST, attn_mode=config.model.attn_mode)
+    scores = score_test(best, problem, config, ranks)
+    chosen = {"epoch": progress.best_epoch, f"valid_{problem.metric}": progress.best_score}
+    return HeadResult(scores, chosen, progress.history)
+
+
+def score_test(
+    fine_tuned: Pretrained, problem: Problem, config: DownstreamConfig, ranks: Ranks
+) -> np.ndarray:
+    """Scores of the test examples by a fine-tuned checkpoint; NaN for everyone else.
+
+    ``[n_examples, C]`` probabilities or ``[n_examples]`` standardised predictions.
+    """
+    model = fine_tuned_model(fine_tuned).to(ranks.device)
+    expected = max(1, problem.target.n_classes)
+    if model.n_outputs != expected:
+        raise UserError(
+            f"{fine_tuned.path} has {model.n_outputs} outputs, this task needs {expected} "
+            f"({', '.join(problem.cohort.classes) or 'regression'})."
+        )
+    loader = evaluation_loader(problem.split.test, problem, config, fine_tuned, ranks)
+    precision = autocast(ranks.device, config.fine_tune.use_bfloat16)
+    return predict(model, loader, len(problem.cohort.y), problem, precision, ranks)
+
+
+# --- parts of the loop ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Warm-up, then cosine, as a function of the optimizer step."""
+
+    peak: float
+    final: float
+    total: int
+    warmup: int
+
+    @classmethod
+    def of(cls, ft: FineTuneConfig, steps_per_epoch: int, batch: int) -> "LearningRate":
+        """``blr`` is for 256 clips per optimizer step (spec 7); ``batch`` is what there are."""
+        return cls(
+            peak=ft.blr * batch / 256,
+            final=ft.min_lr,
+            total=ft.epochs * steps_per_epoch,
+            warmup=round(ft.warmup_epochs * steps_per_epoch),
+        )
+
+    def __call__(self, step: int) -> float:
+        """Rate of update ``step``, counted from 1, of the last layer."""
+        return warmup_cosine(step, self.total, self.warmup, 0.0, self.peak, self.final)
+
+
+def make_optimizer(model: DownstreamViT, ft: FineTuneConfig) -> torch.optim.AdamW:
+    """AdamW whose groups carry ``lr_scale``: ``layer_decay`` to the power of layers above."""
+    groups = param_groups_layer_decay(
+        model, ft.weight_decay, model.no_weight_decay(), layer_decay=ft.layer_decay
+    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999))
+
+
+def make_criterion(problem: Problem, ft: FineTuneConfig, device: torch.device) -> Criterion:
+    """Mean loss of outputs ``[B, C]`` against targets ``[B]``: cross-entropy, or squared error.
+
+    Class weights have mean 1 over the training examples and the mean is over examples, not over
+    weights, so that it does not matter how a batch is divided over devices and micro-steps.
+    """
+    n_classes = problem.target.n_classes
+    if not n_classes:
+        return lambda outputs, y: F.mse_loss(outputs[:, 0].float(), y.float())
+    weights = None
+    if ft.class_weights:
+        balanced = class_weights(problem.target.y[problem.split.train], n_classes)
+        weights = torch.as_tensor(balanced, dtype=torch.float32, device=device)
+
+    def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(
+            outputs.float(), y, weights, label_smoothing=ft.smoothing, reduction="none"
+        ).mean()
+
+    return cross_entropy
+
+
+def make_sampler(n_clips: int, ft: FineTuneConfig, seed: int, ranks: Ranks) -> MicroBatchSampler:
+    """Shuffled micro-batches; what does not fill an optimizer step waits for another epoch."""
+    per_step = ft.batch_size * ft.accumulation_steps * ranks.world_size
+    if n_clips < per_step:
+        raise UserError(
+            f"{n_clips} training examples are fewer than one optimizer step of {per_step} "
+            f"(fine_tune.batch_size {ft.batch_size} x accumulation_steps {ft.accumulation_steps} "
+            f"x {ranks.world_size} devices). Lower --batch_size."
+        )
+    return MicroBatchSampler(
+        n_clips,
+        batch_size=ft.batch_size,
+        accumulation=ft.accumulation_steps,
+        epochs=ft.epochs,
+        seed=seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def train_step(
+    step: int,
+    batches: Iterator[dict[str, Tensor]],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    criterion: Criterion,
+    problem: Problem,
+    ft: FineTuneConfig,
+    precision: Precision,
+    ranks: Ranks,
+) -> StepRecord:
+    """One optimizer step over ``accumulation_steps`` micro-batches; asks the device for nothing."""
+    # Drop path is all that is drawn here.
+    seed = np.random.SeedSequence([problem.seed, step, ranks.rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(seed[0]))
+    network.train()
+    losses, examples = [], []
+    for micro in range(ft.accumulation_steps):
+        batch = next(batches)
+        numbers = batch["example"].numpy()
+        examples.append(numbers.tolist())
+        x = batch["fmri"].to(ranks.device, non_blocking=True)
+        y = torch.as_tensor(problem.target.y[numbers]).to(ranks.device, non_blocking=True)
+        last = micro == ft.accumulation_steps - 1
+        hold = isinstance(network, DistributedDataParallel) and not last
+        with network.no_sync() if hold else nullcontext():
+            with precision():
+                outputs = network(x)
+            loss = criterion(outputs, y)
+            (loss / ft.accumulation_steps).backward()
+        losses.append(loss.detach())
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    limit = float("inf") if ft.clip_grad is None else ft.clip_grad
+    grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepRecord(losses, grad_norm, examples, {"step": step, "lr": rate})
+
+
+def wrap(model: DownstreamViT, ranks: Ranks) -> nn.Module:
+    """Average gradients over processes, where there are several."""
+    if ranks.world_size == 1:
+        return model
+    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+def evaluation_loader(
+    examples: np.ndarray,
+    problem: Problem,
+    config: DownstreamConfig,
+    pretrained: Pretrained,
+    ranks: Ranks,
+) -> DataLoader:
+    """This rank's share of the evenly spread clips of ``examples``."""
+    clips = ExampleClips(problem.cohort, config.data, pretrained, config.evaluation.clips, examples)
+    share = Subset(clips, range(ranks.rank, len(clips), ranks.world_size))
+    workers = config.data.num_workers
+    return DataLoader(
+        share,
+        config.evaluation.encoder_batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+@torch.inference_mode()
+def predict(
+    model: DownstreamViT,
+    loader: DataLoader,
+    n_examples: int,
+    problem: Problem,
+    precision: Precision,
+    ranks: Ranks,
+) -> np.ndarray:
+    """Scores of the loader's examples, averaged over their clips and NaN for the others.
+
+    Probabilities ``[n_examples, C]``, or standardised predictions ``[n_examples]``. The clips of an
+    example are summed in the order of the clips, whatever the number of ranks.
+    """
+    model.eval()
+    own = []
+    for batch in loader:
+        with precision():
+            outputs = model(batch["fmri"].to(ranks.device, non_blocking=True))
+        outputs = outputs.double()
+        scores = outputs.softmax(dim=1) if problem.target.n_classes else outputs[:, 0]
+        own.append((batch["item"].numpy(), batch["example"].numpy(), scores.cpu().numpy()))
+    parts = [part for share in ranks.gather(own) for part in share]
+    items, examples, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(items)
+    total = np.zeros((n_examples, *scores.shape[1:]))
+    np.add.at(total, examples[order], scores[order])
+    count = np.bincount(examples, minlength=n_examples).astype(float)
+    count[count == 0] = np.nan
+    return (total.T / count).T
+
+
+def validate(scores: np.ndarray, problem: Problem) -> tuple[float, float]:
+    """The metric that selects, over units, and the plain loss of the examples."""
+    valid, y = problem.split.valid, problem.target.y[problem.split.valid]
+    if problem.target.n_classes:
+        likelihood = scores[valid, y]
+        loss = float(-np.log(np.maximum(likelihood, np.finfo(float).tiny)).mean())
+    else:
+        loss = float(np.square(scores[valid] - y).mean())
+    return validation_score(scores[valid], valid, problem), loss
+
+
+def _flush(
+    buffer: StepBuffer, ranks: Ranks, clips: ExampleClips, problem: Problem
+) -> list[dict[str, Any]]:
+    """The losses since the last time; one that is not finite ends the run, naming the runs."""
+    try:
+        return buffer.flush(ranks)
+    except NonFiniteLoss as error:
+        rows = problem.cohort.examples["row"].to_numpy()[sorted(set(error.rows))]
+        runs = clips.dataset.folder.runs.loc[rows, ["participant_id", "session", "run"]]
+        names = sorted({"/".join(key) for key in runs.itertuples(index=False)})
+        raise UserError(
+            f"{error}. Runs: {', '.join(names)}. Look at these runs, or lower --blr."
+        ) from error

@@ -1,0 +1,232 @@
+"""What a fine-tuning run keeps on disk: the state to resume from, and the epoch that was best.
+
+    seed<S>/finetune-latest.pth.tar   model, optimizer, step, history: after an epoch, or a signal
+    seed<S>/finetune-best.pth.tar     the model of the chosen epoch; --eval and --load_path read it
+    seed<S>/metrics.jsonl             a line per epoch
+
+Both are the release's fine-tuned files (``model``, ``optimizer``, ``epoch``, ``scaler``) with what
+makes them self-contained: ``knowledge`` of the encoder's input, ``task``, and the people's
+``split``.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from downstream_tasks.encoders import Pretrained
+from downstream_tasks.example_clips import ExampleClips
+from downstream_tasks.heads import Problem
+from downstream_tasks.metrics import LOWER_IS_BETTER
+from downstream_tasks.tasks import DownstreamConfig
+from src.utils.checkpoint import load_checkpoint, load_network, require_keys, save_checkpoint
+from src.utils.distributed import Ranks
+from src.utils.errors import UserError
+from src.utils.files import replacing
+from src.utils.logging import git_revision
+
+LATEST = "finetune-latest.pth.tar"
+BEST = "finetune-best.pth.tar"
+
+# Sections of the config that a run and its continuation must share, and keys that they need not.
+_FIXED_SECTIONS = ("data", "split", "model", "fine_tune")
+_FREE_KEYS = {
+    "data.num_workers",
+    "data.data_path",
+    "model.attn_mode",
+    "fine_tune.gradient_checkpointing",
+    "fine_tune.batch_size",  # their product with the number of devices must stay
+    "fine_tune.accumulation_steps",
+}
+
+
+def seed_folder(config: DownstreamConfig, seed: int) -> Path:
+    """Where the states of a seed are."""
+    return config.output_dir / f"seed{seed}"
+
+
+@dataclass
+class Progress:
+    """How far a run is, in plain values.
+
+    Attributes:
+        step: optimizer steps taken.
+        losses: of the steps of the epoch under way.
+        history: one row per finished epoch.
+        best_epoch, best_score, best_loss: of the chosen epoch so far; epoch 0 means none.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = math.nan
+    best_loss: float = math.nan
+
+    def end_epoch(self, score: float, loss: float, lr: float, metric: str) -> bool:
+        """Record an epoch's validation; return whether it is the best so far.
+
+        Small validation sets tie often: the loss decides then, and after it the earlier epoch.
+        """
+        epoch = len(self.history) + 1
+        train_loss = math.fsum(self.losses) / len(self.losses)
+        self.losses = []
+        self.history.append(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "valid_loss": loss,
+                f"valid_{metric}": score,
+                "lr": lr,
+            }
+        )
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        best = (sign * self.best_score, -self.best_loss) if self.best_epoch else (-math.inf,)
+        improved = math.isfinite(loss) and (sign * score, -loss) > best
+        if improved:
+            self.best_epoch, self.best_score, self.best_loss = epoch, score, loss
+        return improved
+
+    def summary(self) -> str:
+        """The last epoch in words."""
+        row = self.history[-1]
+        numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
+        return f"epoch {row['epoch']}: {numbers} (best: epoch {self.best_epoch})"
+
+
+class StateFolder:
+    """The states of one seed's run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DownstreamConfig,
+        problem: Problem,
+        pretrained: Pretrained,
+        clips: ExampleClips,
+        ranks: Ranks,
+    ) -> None:
+        self.folder, self.config, self.problem, self.ranks = folder, config, problem, ranks
+        stats = clips.dataset.stats
+        self.about = {
+            "knowledge": dataclasses.replace(
+                pretrained,
+                normalization=clips.dataset.normalization,
+                stats=stats and {name: torch.as_tensor(value) for name, value in stats.items()},
+                sampling=clips.sampling,
+            ).knowledge(),
+            "task": _describe_task(config, problem, clips),
+            "split": _people(problem),
+            "config": config.to_dict(),
+            "effective_batch": effective_batch(config, ranks),
+            "revision": git_revision(),
+        }
+
+    def start(self, model: nn.Module, optimizer: torch.optim.Optimizer, resume: bool) -> Progress:
+        """Progress of a new run, or that of the stored one, whose state is put in place.
+
+        Raises:
+            UserError: if there is a state and no wish to resume it, or it is of another run.
+        """
+        path = self.folder / LATEST
+        if not path.exists():
+            return Progress()
+        if not resume:
+            raise UserError(
+                f"{self.folder} already holds a run ({LATEST}). Go on with it by --resume, or "
+                "write elsewhere: --output_root."
+            )
+        state = load_checkpoint(path)
+        require_keys(state, ("model", "optimizer", "progress", *self.about), path)
+        self._check_same_run(state, path)
+        load_network(model, state["model"], path, "fine-tuned model")
+        optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"])
+
+    def write(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        improved: bool,
+    ) -> None:
+        """Write the latest state and, if it ``improved``, the best; every rank calls this."""
+        if self.ranks.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state = {
+                "model": model.state_dict(),
+                "optimizer": None,
+                "scaler": None,
+                "epoch": len(progress.history),
+                **self.about,
+            }
+            chosen = {"epoch": progress.best_epoch, "valid_score": progress.best_score}
+            state["task"] = self.about["task"] | chosen
+            if improved:
+                save_checkpoint(self.folder / BEST, state)
+            plain = dataclasses.asdict(progress)
+            state |= {"optimizer": optimizer.state_dict(), "progress": plain}
+            save_checkpoint(self.folder / LATEST, state)
+            with replacing(self.folder / "metrics.jsonl") as file:
+                file.writelines(json.dumps(row).encode() + b"\n" for row in progress.history)
+        self.ranks.barrier()
+
+    def _check_same_run(self, state: Mapping[str, Any], path: Path) -> None:
+        differences = []
+        for section in _FIXED_SECTIONS:
+            ours, theirs = self.about["config"][section], state["config"][section]
+            differences += [
+                f"{section}.{key} is {ours.get(key)!r}, was {theirs.get(key)!r}"
+                for key in sorted(ours.keys() | theirs.keys())
+                if f"{section}.{key}" not in _FREE_KEYS and ours.get(key) != theirs.get(key)
+            ]
+        for key in ("effective_batch", "split"):
+            if self.about[key] != state[key]:
+                differences.append(
+                    "the people of the split are others"
+                    if key == "split"
+                    else f"batch_size x accumulation_steps x devices is {self.about[key]}, was "
+                    f"{state[key]}"
+                )
+        if differences:
+            raise UserError(
+                f"cannot resume from {path}: {'; '.join(differences)}. Use the values of the "
+                "stored run, or another --output_root."
+            )
+
+
+def effective_batch(config: DownstreamConfig, ranks: Ranks) -> int:
+    """Clips of an optimizer step."""
+    ft = config.fine_tune
+    return ft.batch_size * ft.accumulation_steps * ranks.world_size
+
+
+def _describe_task(
+    config: DownstreamConfig, problem: Problem, clips: ExampleClips
+) -> dict[str, Any]:
+    """What the outputs mean, in plain values; nothing about any person."""
+    target = problem.target
+    return {
+        "name": config.name,
+        "type": config.data.type,
+        "target": config.data.target,
+        "unit": config.data.unit,
+        "classes": list(problem.cohort.classes),
+        "target_mean": target.mean,
+        "target_scale": target.scale,
+        "seed": problem.seed,
+        "metric": problem.metric,
+        "patch": config.data.scored_patch if clips.has_events else None,
+    }
+
+
+def _people(problem: Problem) -> dict[str, list[str]]:
+    """Part -> ids of its people."""
+    people = problem.cohort.people
+    return {part: sorted(set(people[members])) for part, members in problem.split.parts().items()}

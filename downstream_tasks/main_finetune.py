@@ -1,0 +1,197 @@
+"""Fine-tuning, all seeds: train, compare with the baselines, report; or score what is stored.
+
+OUTPUT_ROOT/task/fine_tune/          the report (downstream_tasks/report.py)
+OUTPUT_ROOT/task/fine_tune/seed<S>/  the states (downstream_tasks/finetune_state.py)
+OUTPUT_ROOT/task/fine_tune/eval/     the report of --eval
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from downstream_tasks.cohort import Cohort, load_cohort
+from downstream_tasks.comparison import ENCODED, MODEL_NAME, Representations, baseline_rows
+from downstream_tasks.encoders import Pretrained
+from downstream_tasks.engine_finetune import fine_tune, score_test
+from downstream_tasks.example_clips import clip_geometry
+from downstream_tasks.finetune_state import BEST, LATEST, seed_folder
+from downstream_tasks.heads import HeadResult, Problem, Row, Target, make_target
+from downstream_tasks.pretrained import load_pretrained
+from downstream_tasks.report import write_report
+from downstream_tasks.setup import describe_checkpoint, load_model, prepare
+from downstream_tasks.splits import Split, assert_disjoint, make_splits
+from downstream_tasks.tasks import DownstreamConfig
+from src.utils.distributed import Ranks, launch
+from src.utils.errors import UserError
+from src.utils.files import replacing
+from src.utils.logging import setup_logging
+
+HEAD_NAME = "fine-tuned"
+_RESULT = "result.npz"
+
+
+def run(
+    config: DownstreamConfig,
+    devices: Sequence[torch.device],
+    evaluate: bool = False,
+    resume: bool = False,
+) -> dict[str, Any] | None:
+    """Fine-tune once per seed on ``devices`` and write the report; return ``results.json``.
+
+    With ``evaluate`` nothing is trained: the fine-tuned checkpoint ``model.load_path`` is scored,
+    or, if that is the one that training started from, what training stored. Returns ``None`` when a
+    signal stopped the training, and in all but one of the processes that torchrun starts.
+
+    Raises:
+        UserError: on bad input of any kind.
+    """
+    if evaluate:
+        return score_stored(config, devices[0])
+    if resume and not any((seed_folder(config, s) / LATEST).exists() for s in config.seeds):
+        raise UserError(f"nothing to resume in {config.output_dir}: no seed*/{LATEST}.")
+    launch(train_seeds, devices, config, resume)
+    if int(os.environ.get("RANK", "0")):  # torchrun's name; its other processes report nothing
+        return None
+    setup_logging(config.output_dir)
+    evaluation = prepare(config)
+    results = [_read_result(seed_folder(config, problem.seed)) for problem in evaluation.problems]
+    if any(result is None for result in results):
+        return None
+    representations = Representations(config, evaluation.cohort, evaluation.pretrained, devices[0])
+    rows = [
+        Row(MODEL_NAME, HEAD_NAME, "model", results),
+        *baseline_rows(representations, evaluation.problems),
+    ]
+    checkpoint = describe_checkpoint(config, evaluation.pretrained)
+    return write_report(
+        config.output_dir, config, evaluation.cohort, evaluation.problems, rows, checkpoint
+    )
+
+
+def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
+    """One process of ``ranks``: fine-tune every seed and leave its result in its folder."""
+    setup_logging(config.output_dir, ranks.main)
+    evaluation = prepare(config)
+    for problem in evaluation.problems:
+        folder = seed_folder(config, problem.seed)
+        if ranks.main:
+            (folder / _RESULT).unlink(missing_ok=True)
+        result = fine_tune(evaluation.pretrained, problem, config, ranks, folder, resume)
+        if result is None:
+            return
+        if ranks.main:
+            _write_result(folder, result)
+
+
+# --- evaluation of stored checkpoints ------------------------------------------------------------
+
+
+def score_stored(config: DownstreamConfig, device: torch.device) -> dict[str, Any]:
+    """Score fine-tuned checkpoints on the test people and write the report to ``eval``.
+
+    Ours know their people, classes and target statistics. For the release's the task's split is
+    used, and the training people of that split give the statistics.
+
+    Raises:
+        UserError: if nothing is stored, or what is does not fit the cohort.
+    """
+    setup_logging(config.output_dir)
+    pretrained, folder = load_model(config)
+    models = [pretrained] if pretrained.head else _stored_models(config)
+    cohort = load_cohort(folder, config.data, clip_geometry(config.data, models[0]))
+    problems = [stored_problem(config, cohort, model) for model in models]
+    results = []
+    for model, problem in zip(models, problems, strict=True):
+        scores = score_test(model, problem, config, Ranks(device))
+        chosen = {"epoch": model.task["epoch"]} if model.task else {}
+        results.append(HeadResult(scores, chosen))
+    rows = [Row(MODEL_NAME, HEAD_NAME, "model", results)]
+    if all(len(problem.split.train) for problem in problems):
+        # The others describe an encoder before it was fine-tuned.
+        names = tuple(n for n in config.evaluation.baselines if n not in ENCODED)
+        raw = dataclasses.replace(
+            config, evaluation=dataclasses.replace(config.evaluation, baselines=names)
+        )
+        rows += baseline_rows(Representations(raw, cohort, models[0], device), problems)
+    checkpoint = describe_checkpoint(config, models[0])
+    return write_report(config.output_dir / "eval", config, cohort, problems, rows, checkpoint)
+
+
+def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) -> Problem:
+    """The people, classes and target statistics that ``model`` was fine-tuned with.
+
+    Raises:
+        UserError: if the cohort's classes are not the model's, or only some of its people are.
+    """
+    task = model.task
+    seed = task["seed"] if task else config.evaluation.seed
+    if model.split is not None:
+        split = _stored_split(cohort, model)
+    else:
+        (split,) = make_splits(cohort, config.split, [seed])
+    assert_disjoint(cohort, split)
+    if task is None:
+        target = make_target(cohort, split, config.data.label_normalization)
+        return Problem(cohort, split, target, config.metric, seed)
+    if (config.data.type, list(cohort.classes)) != (task["type"], task["classes"]):
+        raise UserError(
+            f"{model.path} was fine-tuned for {task['type']} of {task['target']} "
+            f"({', '.join(task['classes']) or 'a number'}); this task is {config.data.type} of "
+            f"{config.data.target} ({', '.join(cohort.classes) or 'a number'}). The classes and "
+            "their order must agree: data.classes."
+        )
+    if cohort.is_classification:
+        target = Target(cohort.y, n_classes=len(cohort.classes))
+    else:
+        mean, scale = task["target_mean"], task["target_scale"]
+        target = Target((cohort.y - mean) / scale, mean, scale)
+    return Problem(cohort, split, target, config.metric, seed)
+
+
+def _stored_models(config: DownstreamConfig) -> list[Pretrained]:
+    paths = [seed_folder(config, seed) / BEST for seed in config.seeds]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(
+            f"--eval: {config.model.load_path} is not fine-tuned, and there is no {missing[0]}. "
+            "Fine-tune first, or give a fine-tuned checkpoint as --load_path."
+        )
+    return [load_pretrained(path, attn_mode=config.model.attn_mode) for path in paths]
+
+
+def _stored_split(cohort: Cohort, model: Pretrained) -> Split:
+    """The split of the checkpoint; a cohort that shares no one with it is tested as a whole."""
+    part_of = {person: part for part, people in model.split.items() for person in people}
+    part = np.array([part_of.get(person, "") for person in cohort.people])
+    unknown = sorted(set(cohort.people[part == ""]))
+    if len(unknown) == len(set(cohort.people)):
+        nobody = np.array([], dtype=np.int64)
+        return Split(train=nobody, valid=nobody, test=np.arange(len(part)))
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} people of {model.path}'s data set were in none of its splits: "
+            f"{', '.join(unknown[:10])}. Evaluate on the people it was fine-tuned with, or on a "
+            "data set of other people."
+        )
+    return Split(*(np.flatnonzero(part == name) for name in ("train", "valid", "test")))
+
+
+# --- results of a seed, from the process that trained to the one that reports ---------------------
+
+
+def _write_result(folder: Path, result: HeadResult) -> None:
+    about = json.dumps({"chosen": result.chosen, "history": result.history})
+    with replacing(folder / _RESULT) as file:
+        np.savez(file, scores=result.scores, about=about)
+
+
+def _read_result(folder: Path) -> HeadResult | None:
+    if not (folder / _RESULT).exists():
+        return None
+    with np.load(folder / _RESULT, allow_pickle=False) as stored:
+        return HeadResult(stored["scores"], **json.loads(str(stored["about"])))
