@@ -23,6 +23,7 @@ from src.utils.errors import UserError, nearest
 logger = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.tsv"
+OPTIONAL_KEY = "family_id"  # asked for by default; a cohort without families has no such column
 UNIT_COLUMNS = {
     "person": ["participant_id"],
     "run": ["participant_id", "session", "run"],
@@ -150,6 +151,12 @@ def load_cohort(folder: DataFolder, config: DataConfig, clip: ClipGeometry) -> C
             f"{where} has no target column '{config.target}'."
             f"{nearest(config.target, table.columns)} It has: {', '.join(_phenotypes(table))}."
         )
+    for key in config.disjoint:
+        if key not in table and key != OPTIONAL_KEY:
+            raise UserError(
+                f"{where} has no column '{key}', in which splits must be disjoint (data.disjoint)."
+                f"{nearest(key, table.columns)}"
+            )
     table = table.sort_values(["row", "start"], kind="stable").reset_index(drop=True)
     missing = table[config.target].isna()
     dropped[f"no value of {config.target}"] = _unique_people(table[missing])

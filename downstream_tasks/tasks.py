@@ -170,7 +170,7 @@ class HeadsConfig:
     C: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
     alpha: tuple[float, ...] = (1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
     n_neighbors: tuple[int, ...] = (20, 10, 5, 3, 1)
-    max_components: int = 4096  # wider features of larger cohorts are reduced to these
+    max_components: int = 2048  # wider features of larger cohorts are reduced to these
     class_weights: bool = False
 
 

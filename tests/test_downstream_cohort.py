@@ -69,6 +69,7 @@ def test_missing_targets_are_dropped_counted_and_listed(tmp_path, caplog):
         ([1.0, 1.0], {"target": "sex", "type": "regression"}, "1 for everyone"),
         (["F", "M"], {"target": "sex", "ignore_labels": ("M",)}, "one class only"),
         (["F", "M"], {"target": "sex", "unit": "event"}, "events.tsv is missing"),
+        (["F", "M"], {"target": "sex", "disjoint": ("sit",)}, "no column 'sit', in which splits"),
     ],
 )
 def test_targets_that_cannot_be_used(tmp_path, values, config, message):
