@@ -203,7 +203,7 @@ def make_criterion(problem: Problem, ft: FineTuneConfig, device: torch.device) -
     """
     n_classes = problem.target.n_classes
     if not n_classes:
-        return lambda outputs, y: F.mse_loss(outputs[:, 0].float(), y.float())
+        return lambda outputs, y: F.mse_loss(outputs[:, 0].float(), y)
     weights = None
     if ft.class_weights:
         balanced = class_weights(problem.target.y[problem.split.train], n_classes)
@@ -254,13 +254,15 @@ def train_step(
     seed = np.random.SeedSequence([problem.seed, step, ranks.rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(seed[0]))
     network.train()
+    targets = torch.as_tensor(problem.target.y)
+    targets = targets if problem.target.n_classes else targets.float()
     losses, examples = [], []
     for micro in range(ft.accumulation_steps):
         batch = next(batches)
         numbers = batch["example"].numpy()
         examples.append(numbers.tolist())
         x = batch["fmri"].to(ranks.device, non_blocking=True)
-        y = torch.as_tensor(problem.target.y[numbers]).to(ranks.device, non_blocking=True)
+        y = targets[numbers].to(ranks.device, non_blocking=True)
         last = micro == ft.accumulation_steps - 1
         hold = isinstance(network, DistributedDataParallel) and not last
         with network.no_sync() if hold else nullcontext():
@@ -328,9 +330,9 @@ def predict(
     for batch in loader:
         with precision():
             outputs = model(batch["fmri"].to(ranks.device, non_blocking=True))
-        outputs = outputs.double()
+        outputs = outputs.cpu().double()  # on the host: not every device has float64
         scores = outputs.softmax(dim=1) if problem.target.n_classes else outputs[:, 0]
-        own.append((batch["item"].numpy(), batch["example"].numpy(), scores.cpu().numpy()))
+        own.append((batch["item"].numpy(), batch["example"].numpy(), scores.numpy()))
     parts = [part for share in ranks.gather(own) for part in share]
     items, examples, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(items)

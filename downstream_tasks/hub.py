@@ -23,6 +23,25 @@ from downstream_tasks.preparation import ClipPreparation
 from src.utils.errors import UserError
 
 _ENCODER_PREFIX = "encoder."
+# Of the README.md beside the weights; what is in double braces comes from huggingface_hub.
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+# Brain-JEPA
+
+An encoder of parcellated fMRI ({{ paper_url }}). `config.json` says which ROIs in which order,
+which clip length and which normalisation it expects; the weights come with its functional gradients
+and normalisation statistics. With the project's checkout on the path:
+
+```python
+from downstream_tasks.hub import BrainJEPAHub
+
+model = BrainJEPAHub.from_pretrained("FOLDER_OR_REPOSITORY")
+clip = model.prepare(series, tr=0.8)  # series [ROIs, frames], tr in seconds
+tokens = model(clip[None])            # [1, ROIs x patches, width]; outputs if it is fine-tuned
+```
+"""
 
 
 class BrainJEPAHub(
@@ -31,6 +50,7 @@ class BrainJEPAHub(
     library_name="brain-jepa",
     tags=["fmri", "neuroscience", "self-supervised-learning"],
     paper_url="https://arxiv.org/abs/2409.19407",
+    model_card_template=_MODEL_CARD,
 ):
     """An encoder, or a fine-tuned network, with all its checkpoint knows. Build it with :meth:`of`.
 

@@ -332,7 +332,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     facts.add_argument("--model_name", help=f"one of {', '.join(SIZES)}")
     facts.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
-    facts.add_argument("--crop_size", type=int, nargs=2, metavar=("ROIS", "FRAMES"))
+    facts.add_argument("--crop_size", type=_two_numbers, metavar="ROIS,FRAMES")
     facts.add_argument("--patch_size", type=int, help="frames")
     facts.add_argument("--add_w", choices=POSITION_KINDS)
     facts.add_argument("--gradient_csv_path", help="for checkpoints without gradients")
@@ -347,3 +347,11 @@ def load_from_arguments(arguments: argparse.Namespace) -> Pretrained:
     )  # fmt: skip
     flags = {name: getattr(arguments, name) for name in names}
     return load_pretrained(arguments.load_path, which=arguments.network, **flags)
+
+
+def _two_numbers(text: str) -> tuple[int, int]:
+    try:
+        rois, frames = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not like 450,160") from None
+    return rois, frames

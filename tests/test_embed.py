@@ -120,6 +120,7 @@ def test_workers_change_nothing(run, tmp_path):
         (["--clips", "0"], "--clips is 0"),
         (["--stride", "2", "--target_tr", "4.0"], "not both"),
         (["--patch_size", "8"], "patch_size is 8"),
+        (["--crop_size", "26,80"], r"crop_size is \(26, 80\)"),
     ],
 )
 def test_bad_flags(run, tmp_path, flags, said):

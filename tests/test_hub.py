@@ -36,6 +36,9 @@ def exported(run, tmp_path) -> Path:
 
 def test_folder_has_the_hub_layout(exported):
     assert {p.name for p in exported.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    card = (exported / "README.md").read_text()
+    assert "library_name: brain-jepa" in card
+    assert "https://arxiv.org/abs/2409.19407" in card
     config = json.loads((exported / "config.json").read_text())
     assert config["facts"]["crop_size"] == [ROIS, FRAMES]
     assert config["normalization"] == "robust"
