@@ -12,7 +12,10 @@ from downstream_tasks.cohort import Cohort
 from downstream_tasks.heads import HeadResult, Problem, Row
 from downstream_tasks.metrics import confusion_matrix
 
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+_COLORS = (
+    *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),
+    *("#bbbbbb", "#222222", "#ee9933", "#88bb99", "#775533"),
+)
 
 
 def draw_results(
