@@ -46,7 +46,16 @@ def test_it_ends_well_and_says_where_everything_is(quickstart):
     for name in ("jepa-latest.pth.tar", "masks.png", "loss.png", "revision.txt", "jepa_r0.csv"):
         assert (run / name).stat().st_size > 0
     assert "R2" in done.stderr  # the learning monitors, and the verdict on them
-    assert "LEARNING" in done.stderr.upper()
+    assert "learning: held-out" in done.stdout.lower()
+
+
+def test_it_ends_with_what_the_representation_knows_beside_the_baselines(quickstart):
+    done, run = quickstart
+    for task in ("demo_state/logistic", "demo_fingerprint/fingerprint"):
+        table = (run / "downstream" / task / "results.md").read_text()
+        for row in ("Brain-JEPA ", "Untrained encoder", "FC "):
+            assert f"| {row}" in table
+        assert table.splitlines()[4] in done.stdout
 
 
 def test_the_data_is_real_and_the_gradients_are_those_of_its_training_people(quickstart):
