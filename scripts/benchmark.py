@@ -129,8 +129,7 @@ def measure_step(
         record = train_step(
             1,
             iter([batch]),
-            networks.encoder,
-            networks.predictor,
+            networks,
             networks,
             optimizer,
             schedule,

@@ -186,7 +186,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no config file {path}.{nearest(path.name, siblings)}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections of keys, but it is {type(values).__name__}.")
@@ -221,6 +221,7 @@ def _check(config: Config, where: str) -> None:
         require(getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) >= 1, key, ">= 1")
     for name in ("log_every", "monitor_every", "checkpoint_every"):
         require(getattr(config.logging, name) >= 1, f"logging.{name}", ">= 1")
+    require("/" not in config.logging.write_tag, "logging.write_tag", "a part of a file name")
     require(config.logging.monitor_clips >= 2, "logging.monitor_clips", ">= 2")
     require(
         config.logging.monitor_every % config.logging.log_every == 0,

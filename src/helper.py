@@ -32,6 +32,13 @@ FREE_TO_CHANGE = {
 }
 
 
+# What a run writes besides the networks, and needs to go on.
+RUN_KEYS = (
+    *("opt", "step", "loss", "world_size", "rng", "monitors", "normalization", "gradients"),
+    *("roi_labels", "n_clips"),
+)
+
+
 @dataclass
 class Networks:
     """The three networks of the method; the target encoder is an average, and never trained."""
@@ -91,7 +98,10 @@ def init_roi_features(
             f"with: python -m src.datasets.gradients --data_dir {config.data.data_dir}"
         )
     features = load_gradients(
-        config.data.gradient_csv_path, dataset.n_rois, roi_labels=dataset.folder.roi_labels
+        config.data.gradient_csv_path,
+        dataset.n_rois,
+        roi_labels=dataset.folder.roi_labels,
+        kind="centroids" if config.meta.add_w == "anatomical" else "gradients",
     )
     return torch.as_tensor(features)
 
@@ -172,11 +182,12 @@ def load_run(path: str | Path, config: Config, world_size: int) -> dict[str, Any
     """
     state = load_checkpoint(path)
     require_keys(state, NETWORKS, path)
-    if "step" not in state or "config" not in state:
+    if "step" not in state or not isinstance(state.get("config"), dict):
         raise UserError(
             f"checkpoint {path} was not written by this project: it holds weights but neither "
             "config nor step, so a run cannot be resumed from it."
         )
+    require_keys(state, RUN_KEYS, path)
     differences = []
     ours, theirs = _flat(config.to_dict()), _flat(state["config"])
     ours["data.batch_size x devices"] = ours.pop("data.batch_size") * world_size
@@ -193,6 +204,17 @@ def load_run(path: str | Path, config: Config, world_size: int) -> dict[str, Any
     return state
 
 
+def check_same_data(state: dict[str, Any], dataset: FMRIDataset, path: str | Path) -> None:
+    """Raise :class:`UserError` if a run would go on with other ROIs or another number of clips."""
+    if state["roi_labels"] != list(dataset.folder.roi_labels):
+        raise UserError(f"cannot resume from {path}: its ROIs are not those of the data, in order.")
+    if state["n_clips"] != len(dataset):
+        raise UserError(
+            f"cannot resume from {path}: it was trained on {state['n_clips']} clips, and "
+            f"{dataset.folder.path} has {len(dataset)} for training. Use the data it began with."
+        )
+
+
 def restore(
     state: dict[str, Any],
     path: str | Path,
@@ -203,9 +225,9 @@ def restore(
     for part in NETWORKS:
         load_network(getattr(networks, part), state[part], path, part)
     optimizer.load_state_dict(state["opt"])
-    torch.set_rng_state(state["rng"]["torch"])
+    torch.set_rng_state(state["rng"]["torch"].cpu())
     if torch.cuda.is_available() and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"])
+        torch.cuda.set_rng_state(state["rng"]["cuda"].cpu())
     return state["step"]
 
 

@@ -1,14 +1,16 @@
 """Learning monitors on held-out people: a falling loss is no evidence of learning (spec 9)."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.config import Config
 from src.datasets.fmri import FMRIDataset
-from src.helper import Networks, init_collator
+from src.helper import Networks, init_collator, init_dataset
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
 
@@ -36,13 +38,15 @@ def measure(
 
     Returns:
         - ``r2``: 1 - squared error of the predictor / squared distance of the targets from their
-          mean at each position over these samples. At 0 the predictor knows no more than where
-          things are.
+          mean at each position. That mean is taken over these S samples and the distance corrected
+          by S / (S - 1), so a predictor that knows just the true mean, where things are, has 0.
         - ``variance``: variance of the targets across samples at a fixed position, averaged over
           positions and features. It falls to 0 in a collapse, which ratios and ranks can hide.
         - ``variance_share``: the same as a share of the variance over samples and positions.
         - ``rankme``: effective rank of the targets after each position's mean is taken out
           (RankMe: exponential of the entropy of the singular values' distribution).
+
+        All are NaN with fewer than 2 samples.
     """
     masks = [(context.to(device), target.to(device)) for context, target in masks]
     samples = 0
@@ -67,6 +71,8 @@ def measure(
             squared_error += (prediction.float() - hidden).square().sum().item()
             squared_targets[index] += hidden.square().sum().item()
 
+    if samples < 2:
+        return dict.fromkeys(COLUMNS, math.nan)
     position_mean = position_sum / samples  # [N, D]
     tokens, width = position_mean.shape
     distance = sum(
@@ -77,12 +83,20 @@ def measure(
     grand_mean = position_mean.mean(0)
     total = second_moment.trace() / (samples * tokens) - grand_mean.square().sum()
     variance = (within.trace() / (samples * tokens)).item()
+    unbiased = samples / (samples - 1)
     return {
-        "r2": 1.0 - squared_error / distance if distance > 0 else float("nan"),
-        "variance": variance / width,
+        "r2": 1.0 - squared_error / (distance * unbiased) if distance > 0 else math.nan,
+        "variance": variance * unbiased / width,
         "variance_share": (variance / total).item(),
         "rankme": _rankme(within),
     }
+
+
+def held_out_clips(config: Config, stats: dict[str, Any] | None) -> FMRIDataset:
+    """Clips of the held-out split, enough of each run to make ``monitor_clips`` together."""
+    runs = init_dataset(config, config.logging.monitor_split, stats, clips="center")
+    per_run = math.ceil(config.logging.monitor_clips / len(runs))
+    return init_dataset(config, config.logging.monitor_split, runs.stats, clips=per_run)
 
 
 def held_out_batches(held_out: FMRIDataset, config: Config) -> Iterator[Tensor]:
@@ -103,6 +117,8 @@ def fixed_masks(config: Config) -> list[tuple[Tensor, Tensor]]:
 
 def verdict(first: dict[str, float], last: dict[str, float]) -> str:
     """One line on what the monitors say about a run."""
+    if math.isnan(first["variance"]):
+        return "not measured: the learning monitors need at least 2 held-out clips."
     problems = []
     if not last["r2"] > 0:
         problems.append(
@@ -111,19 +127,21 @@ def verdict(first: dict[str, float], last: dict[str, float]) -> str:
         )
     if not last["variance"] * SHRUNK > first["variance"]:
         problems.append(
-            f"the targets' variance between people fell from {first['variance']:.2g} to "
+            f"the targets' variance between clips fell from {first['variance']:.2g} to "
             f"{last['variance']:.2g}: the representation has collapsed"
         )
     if problems:
         return "NOT LEARNING: " + "; ".join(problems) + "."
     return (
         f"learning: held-out R2 over the position mean {last['r2']:+.3f}, variance between "
-        f"people {first['variance']:.3g} -> {last['variance']:.3g}, RankMe {last['rankme']:.1f}."
+        f"clips {first['variance']:.3g} -> {last['variance']:.3g}, RankMe {last['rankme']:.1f}."
     )
 
 
 def _rankme(second_moment: Tensor) -> float:
     """RankMe from ``X^T X`` ``[D, D]``: its eigenvalues are the squared singular values of X."""
+    if not second_moment.isfinite().all():
+        return math.nan
     squared = torch.linalg.eigvalsh(second_moment)
     # X^T X was summed in float32: below this, an eigenvalue is its rounding error.
     singular = squared[squared > 1e-6 * squared.max()].sqrt()

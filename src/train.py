@@ -20,6 +20,7 @@ from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
 from src.helper import (
     Networks,
+    check_same_data,
     init_collator,
     init_dataset,
     init_model,
@@ -36,7 +37,7 @@ from src.utils.checkpoint import (
     network_state,
     save_checkpoint,
 )
-from src.utils.distributed import Ranks, stop_requests
+from src.utils.distributed import Ranks, leave_signals_to_the_trainer, stop_requests
 from src.utils.errors import UserError
 from src.utils.figures import draw_curves, draw_masks
 from src.utils.logging import RunLog, git_revision, setup_logging
@@ -63,6 +64,9 @@ CSV_COLUMNS = (
 )
 
 
+MOST_NAMES = 10  # of samples in one message
+
+
 def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     """Pretrain as ``config`` says, in this process of ``ranks``; write ``config.logging.folder``.
 
@@ -72,9 +76,9 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     # -------------------------------------------------------------------------- folder and resume
     folder, tag = Path(config.logging.folder), config.logging.write_tag
     latest = checkpoint_path(folder, tag)
-    state = None
+    state, start = None, _resume_path(config, latest)
     if resume or config.meta.load_checkpoint:
-        state = load_run(_resume_path(config, latest), config, ranks.world_size)
+        state = load_run(start, config, ranks.world_size)
     elif latest.exists():
         raise UserError(
             f"{folder} already holds a run ({latest.name}). Go on with it by --resume, or write "
@@ -83,13 +87,13 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     setup_logging(folder, ranks.main)
 
     # --------------------------------------------------------------------------------------- data
-    dataset = init_dataset(
-        config,
-        "train",
-        stats=state["normalization"] if state and "median" in state["normalization"] else None,
-    )
+    stats = state["normalization"] if state and "median" in state["normalization"] else None
+    with ranks.main_first():  # it computes the robust statistics, once for a data set
+        dataset = init_dataset(config, "train", stats)
+    if state:
+        check_same_data(state, dataset, start)
+    held_out = monitors.held_out_clips(config, dataset.stats)
     collator = init_collator(config, seed=config.meta.seed, rank=ranks.rank)
-    held_out = init_dataset(config, config.logging.monitor_split, dataset.stats, clips="center")
     sampler = MicroBatchSampler(
         len(dataset),
         batch_size=config.data.batch_size,
@@ -106,23 +110,21 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         batch_sampler=sampler,
         collate_fn=collator,
         num_workers=config.data.num_workers,
+        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=config.data.pin_mem and ranks.device.type == "cuda",
     )
 
     # -------------------------------------------------------------------------------------- model
     features = init_roi_features(config, dataset, state)
     networks = init_model(config, features, ranks.device)
-    encoder, predictor = (
-        wrap(networks.encoder, config, ranks),
-        wrap(networks.predictor, config, ranks),
-    )
+    trained = wrap(networks, config, ranks)
     precision = autocast(ranks.device, config.meta.use_bfloat16)
 
     # ------------------------------------------------------------------------------ optimizer
     optimizer, schedule = init_opt(
         networks.encoder, networks.predictor, config, sampler.steps_per_epoch
     )
-    first_step = restore(state, latest, networks, optimizer) if state else 0
+    first_step = restore(state, start, networks, optimizer) if state else 0
 
     # ---------------------------------------------------------------------------------------- log
     log = RunLog(
@@ -142,11 +144,13 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         "gradients": features,
         "roi_labels": list(dataset.folder.roi_labels),
         "atlas": dataset.folder.atlas,
-        "revision": git_revision(),
+        "n_clips": len(dataset),
+        "revision": git_revision() if ranks.main else None,
     }
     if ranks.main:
         (folder / "params-ijepa.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        (folder / "revision.txt").write_text(knowledge["revision"] + "\n")
+        with (folder / "revision.txt").open("a") as file:
+            file.write(f"{knowledge['revision']} from step {first_step}\n")
         draw_masks(
             [collator.sample(1, step) for step in range(6)], config.grid, folder / "masks.png"
         )
@@ -178,7 +182,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                 "lr": schedule.lr(step),
                 "step": step,
                 "rng": rng_state(),
-                "monitors": first_monitors,
+                "monitors": {"first": first_monitors, "last": last_monitors},
                 **knowledge,
             }
             save_checkpoint(latest, current)
@@ -188,20 +192,21 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 
     # --------------------------------------------------------------------------------------- loop
     total_steps = sampler.steps_per_epoch * config.optimization.epochs
-    buffer = StepBuffer()
     batches = iter(loader)
     loss = state["loss"] if state else math.nan
-    first_monitors = state["monitors"] if state else None
-    if first_monitors is None and ranks.main:
-        first_monitors = watch()
+    first_monitors = last_monitors = None
+    if state:
+        first_monitors, last_monitors = state["monitors"]["first"], state["monitors"]["last"]
+    elif ranks.main:
+        first_monitors = last_monitors = watch()
         report_monitors(first_monitors, 0, log)
-    last_monitors = first_monitors
+    buffer = StepBuffer()
 
     bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not ranks.main)
     with stop_requests() as stop, logging_redirect_tqdm(), bar:
         for step in range(first_step + 1, total_steps + 1):
             record = train_step(
-                step, batches, encoder, predictor, networks, optimizer, schedule, config, precision
+                step, batches, trained, networks, optimizer, schedule, config, precision
             )
             epoch, inside = divmod(step - 1, sampler.steps_per_epoch)
             record.scalars |= {"epoch": epoch + 1, "itr": inside}
@@ -216,6 +221,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
             try:
                 rows = buffer.flush(ranks)
             except NonFiniteLoss as error:
+                log.rows(error.before)
                 raise UserError(_explain(error, dataset, latest)) from error
             loss = rows[-1]["loss"]
             if ranks.main:
@@ -229,6 +235,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                     report_step(rows[-1], step, total_steps, log, bar)
             if epoch_ends or stopping:
                 save(step, loss)
+            buffer.restart_clock()
             if stopping and step < total_steps:
                 logger.info("stopped by a signal after step %d; go on with --resume", step)
                 log.close()
@@ -245,8 +252,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 def train_step(
     step: int,
     batches: Iterator[tuple[dict[str, Tensor], list[Tensor], list[Tensor]]],
-    encoder: nn.Module,
-    predictor: nn.Module,
+    trained: Networks,
     networks: Networks,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
@@ -255,8 +261,8 @@ def train_step(
 ) -> StepRecord:
     """One optimizer step over ``accumulation_steps`` micro-batches, with no host synchronisation.
 
-    ``encoder`` and ``predictor`` are the trained networks, wrapped for DDP if there are several
-    processes: gradients are exchanged in the last micro-step only (spec 8.11).
+    ``trained`` are the ``networks`` as :func:`wrap` gives them. With several processes, gradients
+    are exchanged in the last micro-step only (spec 8.11).
     """
     device = next(networks.encoder.parameters()).device
     accumulation = config.meta.accumulation_steps
@@ -270,12 +276,17 @@ def train_step(
         )
         with ExitStack() as stack:
             if micro < accumulation - 1:
-                for network in (encoder, predictor):
+                for network in (trained.encoder, trained.predictor):
                     if isinstance(network, DistributedDataParallel):
                         stack.enter_context(network.no_sync())
             with precision():
                 loss = jepa_loss(
-                    encoder, networks.target_encoder, predictor, x, masks_enc, masks_pred
+                    trained.encoder,
+                    trained.target_encoder,
+                    trained.predictor,
+                    x,
+                    masks_enc,
+                    masks_pred,
                 )
             (loss / accumulation).backward()
         losses.append(loss.detach())
@@ -290,7 +301,7 @@ def train_step(
         if group["decay"]:
             group["weight_decay"] = weight_decay
     gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
+    grad_norm = nn.utils.get_total_norm(gradients)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     update_target_encoder(networks.target_encoder, networks.encoder, momentum)
@@ -305,15 +316,22 @@ def train_step(
     return StepRecord(losses, grad_norm, rows, scalars)
 
 
-def wrap(network: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
-    """Compile, and average gradients over processes, where asked for."""
+def wrap(networks: Networks, config: Config, ranks: Ranks) -> Networks:
+    """The same networks, compiled and averaging gradients over processes where asked for."""
+    encoder, predictor = networks.encoder, networks.predictor
+    target_encoder = networks.target_encoder
     if config.meta.compile:
         # Block sizes change from batch to batch: one dynamic graph in place of many fixed ones.
-        network = torch.compile(network, dynamic=True)
-    if ranks.world_size == 1:
-        return network
-    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+        encoder, predictor, target_encoder = (
+            torch.compile(network, dynamic=True) for network in (encoder, predictor, target_encoder)
+        )
+    if ranks.world_size > 1:
+        device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+        encoder, predictor = (
+            DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+            for network in (encoder, predictor)
+        )
+    return Networks(encoder, predictor, target_encoder)
 
 
 def rng_state() -> dict[str, Tensor]:
@@ -325,9 +343,13 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def _resume_path(config: Config, latest: Path) -> Path:
-    """``read_checkpoint``: a path, or a name in the run's folder; by default the latest."""
+    """The latest checkpoint; before there is one, ``read_checkpoint``, a path or a name beside it.
+
+    In this order, or a run that is started again and again by a scheduler would begin each time at
+    the same ``read_checkpoint``, over what it did since.
+    """
     name = config.meta.read_checkpoint
-    if name is None:
+    if name is None or latest.exists():
         return latest
     return Path(name) if Path(name).exists() else latest.parent / name
 
@@ -336,8 +358,10 @@ def _explain(error: NonFiniteLoss, dataset: FMRIDataset, latest: Path) -> str:
     """A non-finite loss, in the words of the person whose run it ends."""
     runs = dataset.folder.runs.loc[sorted(set(error.rows))]
     names = [
-        f"{run.participant_id} (session {run.session}, run {run.run})" for run in runs.itertuples()
+        f"{run.participant_id} (session {run.session}, run {run.run})"
+        for run in runs[:MOST_NAMES].itertuples()
     ]
+    names += [f"and {len(runs) - MOST_NAMES} more"] if len(runs) > MOST_NAMES else []
     last_good = f"The last good checkpoint is {latest}" if latest.exists() else "No checkpoint yet"
     return (
         f"{error}. Samples: {', '.join(names)}. {last_good}. Look at these runs, or lower "

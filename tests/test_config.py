@@ -103,7 +103,7 @@ def test_what_is_written_is_what_is_read():
         ("data.crop_size=450", ["data.crop_size", "450", "[a whole number, a whole number]"]),
         ("mask.enc_mask_scale=[1.0, 0.5]", ["mask.enc_mask_scale", "[1.0, 0.5]", "within 0 and 1"]),
         ("mask.pred_mask_T_scale=[0, 1.4]", ["mask.pred_mask_T_scale", "1.4", "within 0 and 1"]),
-        ("optimization.lr=fast", ["optimization.lr", "'fast'", "a number"]),
+        ("optimization.lr=fast", ["optimization.lr", "'fast'", "a finite number"]),
         ("optimization.ema=[1.0, 0.9]", ["optimization.ema", "[1.0, 0.9]"]),
         ("optimization.warmup=301", ["optimization.warmup", "301", "300"]),
         ("meta.embed_dim=100", ["meta.embed_dim", "12 heads"]),

@@ -166,11 +166,11 @@ def test_a_loss_that_is_not_finite_names_step_samples_and_the_last_good_checkpoi
         good = train_here(config)
     real = train.train_step
 
-    def overflow(step, batches, encoder, *args):
+    def overflow(step, batches, trained, *args):
         if step == 4:  # a weight that no forward pass survives
             with torch.no_grad():
-                encoder.norm.weight.fill_(3e38)
-        return real(step, batches, encoder, *args)
+                trained.encoder.norm.weight.fill_(3e38)
+        return real(step, batches, trained, *args)
 
     monkeypatch.setattr(train, "train_step", overflow)
     with pytest.raises(UserError) as error:

@@ -235,6 +235,7 @@ def load_gradients(
     n_rois: int,
     n_components: int | None = None,
     roi_labels: Sequence[str] | None = None,
+    kind: str | None = None,
 ) -> np.ndarray:
     """Read a CSV of gradients or centroids and check it, float32 [R, G].
 
@@ -244,6 +245,7 @@ def load_gradients(
         n_components: columns to keep, the first ones; all by default.
         roi_labels: ROIs of the data. They must be those of the JSON beside the file, in that order,
             if there is one (the published file comes without).
+        kind: "gradients" or "centroids", as that JSON must say; centroids have 3 columns.
 
     Raises:
         UserError: if the file is missing, not such numbers, or of other ROIs.
@@ -270,17 +272,32 @@ def load_gradients(
         raise UserError(f"{path}, line {row}, column {column}: the value is NaN or infinite.")
     if n_components is not None and values.shape[1] < n_components:
         raise UserError(f"{path} has {values.shape[1]} columns; {n_components} are asked for.")
+    if not np.ptp(values, axis=0).any():
+        raise UserError(f"{path}: every ROI has the same values, so they say nothing about it.")
+    if kind == "centroids" and values.shape[1] != 3:
+        raise UserError(f"{path} has {values.shape[1]} columns; centroids have 3 (x, y, z in mm).")
     sidecar = path.with_suffix(".json")
-    if roi_labels is not None and sidecar.exists():
-        _check_roi_order(sidecar, roi_labels)
+    if sidecar.exists():
+        _check_sidecar(sidecar, roi_labels, kind)
     return values[:, :n_components].astype(np.float32)
 
 
-def _check_roi_order(sidecar: Path, roi_labels: Sequence[str]) -> None:
+def _check_sidecar(sidecar: Path, roi_labels: Sequence[str] | None, kind: str | None) -> None:
     try:
-        labels = json.loads(sidecar.read_text(encoding="utf-8"))["roi_labels"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{sidecar} does not list roi_labels: {error!r}") from error
+        description = json.loads(sidecar.read_text(encoding="utf-8"))
+        labels, is_kind = description["roi_labels"], description["kind"]
+        split = description.get("split", "train")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{sidecar} does not say kind and roi_labels: {error!r}") from error
+    if kind is not None and is_kind != kind:
+        raise UserError(
+            f"{sidecar} says that these are {is_kind}, but {kind} are needed "
+            "(meta.add_w: mapping takes gradients, anatomical takes centroids)."
+        )
+    if split != "train":
+        logger.warning("%s: computed from the %s split, not from train (spec 2)", sidecar, split)
+    if roi_labels is None:
+        return
     if len(labels) != len(roi_labels):
         raise UserError(f"{sidecar} lists {len(labels)} ROIs, the data have {len(roi_labels)}.")
     for row, (here, there) in enumerate(zip(labels, roi_labels, strict=True), start=1):

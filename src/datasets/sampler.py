@@ -48,7 +48,8 @@ class MicroBatchSampler(Sampler[list[Item]]):
             raise UserError(
                 f"an epoch has {n_items} clips x data.repeats {repeats}, fewer than the global "
                 f"batch of {global_batch} ({batch_size} per device x {accumulation} accumulation "
-                f"steps x {world_size} devices). Lower data.batch_size or raise data.repeats."
+                f"steps x {world_size} devices). Lower data.batch_size or "
+                "meta.accumulation_steps, or raise data.repeats."
             )
 
     def __len__(self) -> int:

@@ -21,6 +21,11 @@ from src.utils.files import replacing
 
 PREFIX = "module."
 FOREIGN_CLASS = re.compile(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)")  # PyTorch's words
+# All that unpickling arbitrary bytes was seen to raise; executing nothing, it has no other effect.
+UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, MemoryError),
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError),
+)
 NETWORKS = ("encoder", "predictor", "target_encoder")
 
 
@@ -32,8 +37,13 @@ def checkpoint_path(folder: str | Path, tag: str, epoch: int | None = None) -> P
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` so that ``path`` always holds a whole checkpoint, the old one or the new."""
-    with replacing(path) as file:
-        torch.save(dict(state), file)
+    try:
+        with replacing(path) as file:
+            torch.save(dict(state), file)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); what was there before is untouched."
+        ) from error
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -43,6 +53,8 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     release's fine-tuned files hold. A missing, truncated or foreign file is a :class:`UserError`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a checkpoint; name a file in it.")
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.pth*")) if path.parent.is_dir() else []
         there = f" In that folder: {', '.join(others)}." if others else ""
@@ -50,7 +62,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         foreign = FOREIGN_CLASS.search(str(error))
         if foreign:
             raise UserError(

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from src.utils.errors import USER_ERROR_EXIT_CODE, UserError
+from src.utils.errors import USER_ERROR_EXIT_CODE, UserError, report
 
 # How long the others may take to end by themselves after one worker has died.
 GRACE_SECONDS = 5
 # The longest that one rank may keep the others waiting (it writes a checkpoint, measures, ...).
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,15 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.host_group)
         return values
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through the block before the others: what it stores, they read."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
+
     def barrier(self) -> None:
         """Wait for the others."""
         if self.host_group is not None:
@@ -66,6 +74,8 @@ class Ranks:
 
 def parse_devices(names: Sequence[str]) -> list[torch.device]:
     """Devices from ``cpu``, ``cuda:1``, ``mps``; :class:`UserError` if one is not there."""
+    if not names:
+        raise UserError("--devices names none; expected cpu, cuda:N or mps.")
     devices = []
     for name in names:
         try:
@@ -123,25 +133,34 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
         return
     # The parent holds the store, on a port that the system picks: no fixed port, and no race.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = mp.start_processes(
-        _spawned, (worker, list(devices), store.port, args), nprocs=len(devices), join=False
-    )
-    with _signals_forwarded_to(context.processes):
-        try:
+    arguments = (worker, list(devices), store.port, torch.get_num_threads(), args)
+    context = mp.start_processes(_spawned, arguments, nprocs=len(devices), join=False)
+    try:
+        with _signals_forwarded_to(context.processes) as forwarded:
             while not context.join(grace_period=GRACE_SECONDS):
                 pass
-        except mp.ProcessExitedException as error:
-            if error.exit_code == USER_ERROR_EXIT_CODE:  # the worker has said what is wrong
-                raise SystemExit(USER_ERROR_EXIT_CODE) from None
-            raise
+    except mp.ProcessExitedException as error:
+        if error.exit_code == USER_ERROR_EXIT_CODE:  # the worker has said what is wrong
+            raise SystemExit(USER_ERROR_EXIT_CODE) from None
+        if forwarded.is_set() and error.signal_name == signal.SIGTERM.name:
+            raise SystemExit("stopped before the first step") from None
+        raise
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 def _spawned(
-    rank: int, worker: Callable[..., None], devices: list[torch.device], port: int, args: tuple
+    rank: int,
+    worker: Callable[..., None],
+    devices: list[torch.device],
+    port: int,
+    threads: int,
+    args: tuple,
 ) -> None:
-    # Fewer threads each, or the workers of one machine fight for its cores.
+    # The workers of one machine share the threads that one process would use.
     if devices[rank].type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))
+        torch.set_num_threads(max(1, threads // len(devices)))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     _run_in_group(worker, devices[rank], args, store=store, rank=rank, world_size=len(devices))
 
@@ -172,7 +191,7 @@ def _run_in_group(
     except UserError as error:
         # Every rank may meet the same bad input; the first of them says so.
         if dist.distributed_c10d._get_default_store().add("user_errors", 1) == 1:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            report(error)
         raise SystemExit(USER_ERROR_EXIT_CODE) from None
     dist.destroy_process_group()
 
@@ -183,28 +202,53 @@ def _select(device: torch.device) -> None:
 
 
 @contextmanager
-def _signals_forwarded_to(processes: Sequence[mp.Process]) -> Iterator[None]:
-    """Pass a stop signal on to the workers: they decide together when to stop."""
+def _signals_forwarded_to(processes: Sequence[mp.Process]) -> Iterator[threading.Event]:
+    """Pass a stop signal on to the workers: they decide together when to stop.
+
+    A CTRL-C reaches them as SIGTERM, since a terminal sends them theirs as well, and a second
+    SIGINT would interrupt them.
+    """
+    event = threading.Event()
 
     def forward(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and event.is_set():
+            raise KeyboardInterrupt
+        event.set()
         for process in processes:
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
     with _handling(forward):
-        yield
+        yield event
 
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 set, so that the run can end cleanly after its step."""
+    """An event that CTRL-C, SIGTERM and SIGUSR1 set: the run ends cleanly after its step.
+
+    A second CTRL-C interrupts at once.
+    """
     event = threading.Event()
+    interrupted = threading.Event()
 
     def request(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            interrupted.set()
         event.set()
 
     with _handling(request):
         yield event
+
+
+def leave_signals_to_the_trainer(worker_id: int) -> None:
+    """``worker_init_fn`` of a DataLoader: a signal to the group of processes is not for loaders.
+
+    They end when the trainer does.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a run writes about itself: log file, CSV, TensorBoard, its revision."""
 
 import csv
+import io
 import logging
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -8,23 +9,39 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from src.utils.errors import UserError
+from src.utils.files import replacing
+
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
 def setup_logging(folder: str | Path | None = None, main: bool = True) -> None:
     """Log to stderr and, with ``folder``, to its ``log.txt``; other ranks report errors only."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers[0].setFormatter(_TerminalFormatter(FORMAT, DATE_FORMAT))
     if folder is not None and main:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(Path(folder) / "log.txt"))
-    logging.basicConfig(
-        level=logging.INFO if main else logging.ERROR,
-        format=FORMAT,
-        datefmt="%Y-%m-%d %H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(Path(folder) / "log.txt"))
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another "
+                "folder for the run."
+            ) from error
+        handlers[1].setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+    level = logging.INFO if main else logging.ERROR
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+
+
+class _TerminalFormatter(logging.Formatter):
+    """An error that ends the program is the bare message; everything else has its time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.ERROR:
+            return f"error: {record.getMessage()}"
+        return super().format(record)
 
 
 def git_revision() -> str:
@@ -36,8 +53,13 @@ def git_revision() -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except FileNotFoundError:
+        return "unknown (git is not installed)"
+    except subprocess.CalledProcessError as error:  # such as a checkout that another user owns
+        return f"unknown ({' '.join(error.stderr.split())})"
 
 
 class CSVLogger:
@@ -58,12 +80,17 @@ class CSVLogger:
         kept = []
         if resume_key is not None and self.path.exists():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row[resume_key]) < resume_at]
-        self._file = self.path.open("w", newline="")
+                # The last row of a run that was killed may be torn: it is one of those to drop.
+                steps = ((row, row.get(resume_key) or "") for row in csv.DictReader(file))
+                kept = [row for row, at in steps if at.isdecimal() and int(at) < resume_at]
+        with replacing(self.path) as file:
+            text = io.TextIOWrapper(file, newline="", write_through=True)
+            writer = csv.DictWriter(text, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows({name: row.get(name, "") for name in self.columns} for row in kept)
+            text.detach()
+        self._file = self.path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, self.columns, restval="")
-        self._writer.writeheader()
-        self._writer.writerows({name: row.get(name, "") for name in self.columns} for row in kept)
-        self._file.flush()
 
     def write(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append rows; columns a row does not name stay empty."""

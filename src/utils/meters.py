@@ -32,13 +32,16 @@ class NonFiniteLoss(Exception):
 
     Attributes:
         step: the optimizer step.
+        before: rows of the steps before it that have not been written.
         rows: rows of participants.tsv whose loss was not finite; all of the step's if only the
             gradient overflowed.
     """
 
-    def __init__(self, step: int, rows: Sequence[int], what: str) -> None:
+    def __init__(
+        self, step: int, rows: Sequence[int], what: str, before: list[dict[str, float]]
+    ) -> None:
         super().__init__(f"the {what} of optimizer step {step} is not finite")
-        self.step, self.rows, self.what = step, list(rows), what
+        self.step, self.rows, self.before = step, list(rows), before
 
 
 class StepBuffer:
@@ -46,6 +49,10 @@ class StepBuffer:
 
     def __init__(self) -> None:
         self._records: list[StepRecord] = []
+        self._since = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave out of the time per step what has been done since the last flush."""
         self._since = time.perf_counter()
 
     def add(self, record: StepRecord) -> None:
@@ -66,7 +73,7 @@ class StepBuffer:
         ).tolist()
         now = time.perf_counter()
         milliseconds = (now - self._since) / len(records) * 1e3
-        self._since = now
+        self.restart_clock()
         everyone = ranks.gather((own, [record.rows for record in records]))
         out = []
         for index, record in enumerate(records):
@@ -80,10 +87,10 @@ class StepBuffer:
                 for row in micro
             ]
             if bad:
-                raise NonFiniteLoss(step, bad, "loss")
+                raise NonFiniteLoss(step, bad, "loss", out)
             if not math.isfinite(values[0][-1]):
                 rows = [row for _, rows in everyone for micro in rows[index] for row in micro]
-                raise NonFiniteLoss(step, rows, "gradient")
+                raise NonFiniteLoss(step, rows, "gradient", out)
             losses = [loss for numbers in values for loss in numbers[:-1]]
             out.append(
                 {

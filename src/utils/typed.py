@@ -1,6 +1,7 @@
 """Plain mappings into typed dataclasses, with an error that says which key is wrong and why."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -67,9 +68,12 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return tuple(_convert(h, v, where, key) for h, v in zip(inner, value, strict=True))
     if hint is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-6, without a point, as text
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
             raise wrong() from None
+        if not math.isfinite(number):
+            raise wrong()
+        return number
     if type(value) is not hint:
         raise wrong()
     return value
@@ -90,5 +94,5 @@ def _describe(hint: Any) -> str:
         if args[-1] is Ellipsis:
             return f"a list of {_describe(args[0])}"
         return "[" + ", ".join(_describe(a) for a in args) + "]"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
     return names.get(hint, str(hint))
