@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from src.masks.sampler import MaskSettings
 from src.models.vision_transformer import SIZES
 from src.utils.errors import UserError, nearest
 from src.utils.typed import from_dict
@@ -130,6 +131,11 @@ class Config:
         rois, frames = self.data.crop_size
         return rois, frames // self.mask.patch_size
 
+    def make_mask_settings(self) -> MaskSettings:
+        """The grid and the fractions of :class:`MaskConfig`, which check each other."""
+        fractions = {k: v for k, v in vars(self.mask).items() if k.endswith("_scale")}
+        return MaskSettings(*self.grid, **fractions, min_keep=self.mask.min_keep)
+
     @property
     def encoder_size(self) -> dict[str, int]:
         """Width, depth and heads: those of ``meta.model_name`` unless the config sets its own."""
@@ -217,7 +223,7 @@ def _check(config: Config, where: str) -> None:
             raise UserError(f"{where}: {key} is {_plain(value)!r}; allowed: {allowed}.")
 
     data, mask, meta, opt = config.data, config.mask, config.meta, config.optimization
-    for key in ("data.batch_size", "data.repeats", "mask.patch_size", "mask.min_keep"):
+    for key in ("data.batch_size", "data.repeats", "mask.patch_size"):
         require(getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) >= 1, key, ">= 1")
     for name in ("log_every", "monitor_every", "checkpoint_every"):
         require(getattr(config.logging, name) >= 1, f"logging.{name}", ">= 1")
@@ -248,16 +254,10 @@ def _check(config: Config, where: str) -> None:
         "data.normalization",
         "anything but robust while meta.use_standardization is false",
     )
-    for name in (
-        "enc_mask_scale",
-        "pred_mask_R_scale",
-        "pred_mask_T_roi_scale",
-        "pred_mask_R_roi_scale",
-        "pred_mask_T_scale",
-    ):
-        low, high = getattr(mask, name)
-        require(0 <= low <= high <= 1, f"mask.{name}", "[smallest, largest] within 0 and 1")
-    require(mask.enc_mask_scale[0] > 0, "mask.enc_mask_scale", "a smallest fraction above 0")
+    try:
+        config.make_mask_settings()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     if meta.model_name not in SIZES:
         raise UserError(
             f"{where}: meta.model_name is '{meta.model_name}'; "

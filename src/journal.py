@@ -13,6 +13,8 @@ from src.utils.logging import RunLog
 
 logger = logging.getLogger(__name__)
 
+SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
+
 
 def describe(
     config: Config,
@@ -36,6 +38,7 @@ def describe(
         len(held_out),
         config.data.data_dir,
     )
+    _describe_time(config, dataset)
     logger.info(
         "%s: encoder %.1f M parameters, predictor %.1f M; %d ROIs x %d patches = %d tokens",
         config.meta.model_name,
@@ -56,6 +59,30 @@ def describe(
         sampler.steps_per_epoch,
         config.optimization.epochs,
     )
+
+
+def _describe_time(config: Config, dataset: FMRIDataset) -> None:
+    """Seconds between the samples of a clip: striding does not make them equal over runs."""
+    frames, patch = config.data.crop_size[1], config.mask.patch_size
+    intervals = sorted(set(dataset.sample_intervals.round(4).tolist()))
+    shortest, longest = intervals[0], intervals[-1]
+    seconds = f"{shortest:g}" if len(intervals) == 1 else f"{shortest:g} to {longest:g}"
+    logger.info(
+        "a sample every %s s: %d frames are %.0f s, a patch of %d is %.0f s",
+        seconds,
+        frames,
+        frames * longest,
+        patch,
+        patch * longest,
+    )
+    if len(intervals) > 1:
+        logger.warning("runs of different TR are mixed; data.target_tr would bring them to one")
+    if longest > SLOWEST_SAMPLING:
+        logger.warning(
+            "a sample every %g s is slow for BOLD; is meta.downsample (every third frame, meant "
+            "for a TR of about 0.7 s) right for these data?",
+            longest,
+        )
 
 
 def report_step(row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: tqdm) -> None:

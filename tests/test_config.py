@@ -101,8 +101,14 @@ def test_what_is_written_is_what_is_read():
         ("data.pin_mem=1", ["data.pin_mem", "true or false"]),
         ("data.crop_size=[450, 161]", ["data.crop_size", "[450, 161]", "multiple of", "16"]),
         ("data.crop_size=450", ["data.crop_size", "450", "[a whole number, a whole number]"]),
-        ("mask.enc_mask_scale=[1.0, 0.5]", ["mask.enc_mask_scale", "[1.0, 0.5]", "within 0 and 1"]),
-        ("mask.pred_mask_T_scale=[0, 1.4]", ["mask.pred_mask_T_scale", "1.4", "within 0 and 1"]),
+        (
+            "mask.enc_mask_scale=[1.0, 0.5]",
+            ["mask.enc_mask_scale", "[1.0, 0.5]", "0 <= min <= max <= 1"],
+        ),
+        (
+            "mask.pred_mask_T_scale=[0, 1.4]",
+            ["mask.pred_mask_T_scale", "1.4", "0 <= min <= max <= 1"],
+        ),
         ("optimization.lr=fast", ["optimization.lr", "'fast'", "a finite number"]),
         ("optimization.ema=[1.0, 0.9]", ["optimization.ema", "[1.0, 0.9]"]),
         ("optimization.warmup=301", ["optimization.warmup", "301", "300"]),

@@ -255,6 +255,6 @@ def test_fingerprinting_needs_two_runs_of_each(files, tmp_path):
         main_linearprobe.run(config, CPU)
 
 
-def test_baseline_names_are_those_of_the_issue():
+def test_baseline_names():
     config = task_from_dict({"data": {"data_path": "x", "target": "y"}}, "test")
     assert set(config.evaluation.baselines) == BASELINES

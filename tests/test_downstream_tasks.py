@@ -22,7 +22,7 @@ def make(**sections):
     return task_from_dict(values, "task.yaml")
 
 
-def test_every_task_of_the_issue_is_there():
+def test_every_task_has_its_file():
     names = {path.stem for path in FILES}
     assert names >= {
         "hca_sex", "hca_age", "hca_neuroticism", "hca_flanker", "adni_ncmci", "adni_amyloid",

@@ -1,7 +1,6 @@
 """The data set of clips: values, sampling, determinism, refusals, and what reading costs."""
 
 import pickle
-import time
 import tracemalloc
 
 import numpy as np
@@ -243,32 +242,6 @@ def published_size(tmp_path_factory):
             series = rng.standard_normal((450, 490), dtype=np.float32)
             writer.add_run(series, participant_id=f"p{i}", tr=0.735)
     return path
-
-
-@pytest.mark.parametrize("stride", [1, 3])
-def test_reading_costs_little_more_than_slicing_the_map(published_size, stride):
-    dataset = FMRIDataset(published_size, "train", (450, 160), stride=stride)
-    raw = np.load(published_size / "timeseries.npy", mmap_mode="r")
-    rng = np.random.default_rng(0)
-    order = [(int(i), int(rng.integers(490 - 159 * stride))) for i in rng.permutation(40)]
-
-    def slice_raw():
-        for i, start in order:
-            run = raw[i * 450 * 490 : (i + 1) * 450 * 490].reshape(450, 490)
-            np.array(run[:, start : start + 159 * stride + 1 : stride])
-
-    def read():
-        for i, _ in order:
-            dataset[i, 1]
-
-    def seconds(function):
-        begin = time.perf_counter()
-        function()
-        return time.perf_counter() - begin
-
-    # The best of interleaved rounds: other work on the machine disturbs single ones.
-    slicing, reading = np.min([(seconds(slice_raw), seconds(read)) for _ in range(80)], axis=0)
-    assert reading <= 1.5 * slicing
 
 
 def test_memory_does_not_grow_with_reading(published_size):

@@ -185,7 +185,7 @@ def test_another_order_of_rois_is_refused(folder):
     with pytest.raises(UserError, match="row 5 is ROI 'roi04', in the data it is 'roi07'"):
         load_gradients(path, N_ROIS, roi_labels=labels)
     path.with_suffix(".json").write_text("{}")
-    with pytest.raises(UserError, match="does not list roi_labels"):
+    with pytest.raises(UserError, match="does not say kind and roi_labels"):
         load_gradients(path, N_ROIS, roi_labels=labels)
 
 

@@ -1,6 +1,5 @@
 """The masks keep the rules of spec 6, whatever the grid, the batch, the worker and the rank."""
 
-import time
 
 import numpy as np
 import pytest
@@ -311,19 +310,3 @@ def test_beta_and_gamma_can_be_switched_off():
     masks = collator.sample(2, 0)
     assert masks.beta.shape == masks.gamma.shape == (2, 0)
     assert_valid(masks, collator)
-
-
-def test_a_batch_of_16_is_drawn_fast():
-    """At most a third of the time numpy takes to order as many random numbers (issue: .6 ms)."""
-    collator, batch = make(), [torch.zeros(1)] * 16
-    noise = np.random.default_rng(0).random((16, 4500))
-
-    def fastest(call, repeats):
-        times = []
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    assert fastest(lambda: collator(batch), 300) < fastest(lambda: noise.argsort(axis=1), 30) / 3

@@ -144,7 +144,13 @@ class FMRIDataset(Dataset):
         if not rows.size:
             raise UserError(
                 f"{folder.path} has no run for {split}"
-                + (f": all {n_asked} have a bad ROI; try bad_rois zero." if n_asked else ".")
+                + (
+                    f": all {n_asked} have a bad ROI; try bad_rois zero."
+                    if n_asked
+                    else "; the column split of participants.tsv has "
+                    f"{', '.join(sorted(set(folder.runs['split'])))}. Name another split, such as "
+                    "logging.monitor_split, or move some people to it."
+                )
             )
         return rows
 
@@ -174,6 +180,11 @@ class FMRIDataset(Dataset):
 
     def __len__(self) -> int:
         return self.rows.size * self.clips_per_run
+
+    @property
+    def sample_intervals(self) -> np.ndarray:
+        """Seconds between the samples of a clip, float [runs]."""
+        return self.folder.runs["tr"].to_numpy()[self.rows] * self._steps
 
     @property
     def participant_ids(self) -> np.ndarray:
