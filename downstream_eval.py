@@ -3,6 +3,11 @@
 python downstream_eval.py --config demo_state --load_path logs/quickstart
 python downstream_eval.py --config hca_sex --downstream_task linear_probe --load_path CHECKPOINT
 python downstream_eval.py embed --load_path CHECKPOINT --data_path data/mine --out out.npz
+python downstream_eval.py export --load_path CHECKPOINT --out FOLDER
+
+commands beside the evaluation, each with its own --help:
+  embed   write embeddings of the runs of a data-set folder, to .npz or parquet
+  export  write any checkpoint as safetensors + JSON
 """
 
 import argparse
@@ -12,13 +17,15 @@ from typing import Any, get_args
 
 import yaml
 
-from downstream_tasks import embed, main_finetune, main_linearprobe
+from downstream_tasks import embed, export, main_finetune, main_linearprobe
 from downstream_tasks.tables import results_markdown
 from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
-from src.utils.distributed import default_devices, parse_devices
-from src.utils.errors import UserError, run_main
+from src.utils.distributed import default_devices, is_first_process, parse_devices
+from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
 
+# What a checkpoint serves for beside an evaluation; each has flags of its own.
+COMMANDS = {"embed": embed, "export": export}
 # Flags and the keys they set; those of the section of the protocol that is run have no dot.
 KEYS = {
     "downstream_task": "protocol",
@@ -64,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     """All flags; those that are not given leave the task file's value."""
     parser = argparse.ArgumentParser(
         description=__doc__,
+        usage="%(prog)s --config TASK --load_path CHECKPOINT [flags] [section.key=value ...]\n"
+        "       %(prog)s {embed,export} [flags]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         epilog="Everything else is a key of the task file (downstream_tasks/tasks.py lists them): "
@@ -112,6 +121,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run_command(name: str, arguments: Sequence[str]) -> None:
+    """Run one of :data:`COMMANDS` with its own flags."""
+    if name not in COMMANDS:
+        raise UserError(
+            f"no command '{name}'.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}; "
+            "an evaluation begins with --config."
+        )
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"downstream_eval.py {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    command.run(parser.parse_args(arguments))
+
+
 def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
     """The task files that are named, with the flags over them."""
     sources = [flags[name] for name in ("data_make_fn", "config") if name in flags]
@@ -137,16 +163,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Arguments -> config -> one call."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     setup_logging()
-    if arguments[:1] == ["embed"]:
-        parser = argparse.ArgumentParser(description=embed.__doc__, prog="downstream_eval.py embed")
-        embed.add_arguments(parser)
-        embed.run(parser.parse_args(arguments[1:]))
+    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        run_command(arguments[0], arguments[1:])
         return
     flags = vars(build_parser().parse_intermixed_args(arguments))
     # An override written right after the devices is read as one of them; no device holds a "=".
     flags["overrides"] += [name for name in flags["devices"] if "=" in name]
     devices = parse_devices([name for name in flags["devices"] if "=" not in name])
     config = config_from_flags(flags)
+    if not is_first_process() and (config.protocol != "fine_tune" or flags["evaluate"]):
+        return  # these need one process only
     if config.protocol == "fine_tune":
         results = main_finetune.run(config, devices, flags["evaluate"], flags["resume"])
     else:

@@ -7,7 +7,6 @@ OUTPUT_ROOT/task/fine_tune/eval/     the report of --eval
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from downstream_tasks.report import write_report
 from downstream_tasks.setup import describe_checkpoint, load_model, prepare
 from downstream_tasks.splits import Split, assert_disjoint, make_splits
 from downstream_tasks.tasks import DownstreamConfig
-from src.utils.distributed import Ranks, launch
+from src.utils.distributed import Ranks, is_first_process, launch
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import setup_logging
@@ -56,7 +55,7 @@ def run(
     if resume and not any((seed_folder(config, s) / LATEST).exists() for s in config.seeds):
         raise UserError(f"nothing to resume in {config.output_dir}: no seed*/{LATEST}.")
     launch(train_seeds, devices, config, resume)
-    if int(os.environ.get("RANK", "0")):  # torchrun's name; its other processes report nothing
+    if not is_first_process():
         return None
     setup_logging(config.output_dir)
     evaluation = prepare(config)

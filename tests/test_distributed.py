@@ -19,7 +19,7 @@ from pretraining_helpers import (
     train_here,
 )
 
-from src.utils.distributed import parse_devices
+from src.utils.distributed import is_first_process, parse_devices
 from src.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -184,3 +184,13 @@ def test_mistakes_on_the_command_line_exit_with_2_and_no_traceback(data, tmp_pat
         assert done.stderr.startswith("error: ")
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_only_torchrun_has_processes_that_may_not_report(monkeypatch):
+    monkeypatch.setenv("RANK", "3")  # other launchers set this too
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert is_first_process()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert not is_first_process()
+    monkeypatch.setenv("RANK", "0")
+    assert is_first_process()

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from downstream_helpers import labelled_folder, write_checkpoint
 
 import downstream_eval
 from downstream_eval import build_parser, config_from_flags
+from downstream_tasks.pretrained import load_pretrained
 from src.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +121,37 @@ def test_embed_is_part_of_the_program(files, tmp_path):
     arguments = ["embed", "--load_path", checkpoint, "--data_path", data, "--out", out]
     downstream_eval.main([*map(str, arguments), "--device", "cpu"])
     assert out.exists()
+
+
+def test_export_is_part_of_the_program(files, tmp_path):
+    out = tmp_path / "model"
+    downstream_eval.main(["export", "--load_path", str(files[1]), "--out", str(out)])
+    assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
+    exported, trained = load_pretrained(out), load_pretrained(files[1])
+    assert exported.kind == "hub"
+    x = torch.randn(1, 1, *trained.facts.crop_size)
+    assert torch.equal(exported.encoder(x), trained.encoder(x))
+
+
+def test_commands_are_in_the_help_and_have_their_own(capsys):
+    text = build_parser().format_help()
+    for name in downstream_eval.COMMANDS:
+        assert f"\n  {name} " in text
+        assert name in text[: text.index("\n\n")]  # the usage
+        with pytest.raises(SystemExit) as ended:
+            downstream_eval.main([name, "--help"])
+        assert ended.value.code == 0
+        assert "--out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no command 'exprot'. Did you mean 'export'\?"):
+        downstream_eval.main(["exprot", "--out", "x"])
+
+
+def test_what_needs_one_process_runs_in_one_of_those_that_torchrun_starts(files, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(downstream_eval.main_linearprobe, "run", lambda *_: pytest.fail("second"))
+    arguments = ["--config", "hca_sex", "--downstream_task", "knn", "--devices", "cpu"]
+    downstream_eval.main([*arguments, "--load_path", str(files[1])])
 
 
 def test_the_program_helps_and_errs_in_one_line(files, tmp_path):

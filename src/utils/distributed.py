@@ -116,6 +116,14 @@ def default_devices() -> list[str]:
     return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
 
 
+def is_first_process() -> bool:
+    """Whether this process may report, for code outside of :func:`launch`.
+
+    Only under ``torchrun`` are there others: there the whole program runs once per device.
+    """
+    return not _under_torchrun() or os.environ["RANK"] == "0"
+
+
 def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: Any) -> None:
     """Run ``worker(ranks, *args)`` once per device and return when all have ended.
 
@@ -124,7 +132,7 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
     are ended and the error is raised here; a :class:`UserError` in a worker ends the program with
     its exit code.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _under_torchrun():
         _run_under_torchrun(worker, devices, args)
         return
     if len(devices) == 1:
@@ -163,6 +171,10 @@ def _spawned(
         torch.set_num_threads(max(1, threads // len(devices)))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     _run_in_group(worker, devices[rank], args, store=store, rank=rank, world_size=len(devices))
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _run_under_torchrun(
