@@ -1,7 +1,8 @@
 """Scores of one test set (scikit-learn, scipy), their summary over runs, and a paired test.
 
-Everything that is undefined (one class in a test set, a constant prediction, a single run) is NaN
-and says so in the log; a table never shows a number that was not computed.
+Everything that is undefined (one class in a test set, a constant prediction, a single run) is NaN;
+a table never shows a number that was not computed. Test people who differ in nothing are a fault of
+the split, and warned about; a constant prediction may be what a baseline is.
 """
 
 import logging
@@ -92,11 +93,12 @@ def regression_metrics(y: np.ndarray, predicted: np.ndarray, scale: float) -> di
     result = {"mse": mse, "mae": mae, "mse_raw": mse * scale**2, "mae_raw": mae * scale}
     varies = len(y) > 1 and np.ptp(y) > 0
     result["r2"] = skm.r2_score(y, predicted) if varies else np.nan
+    if not varies:
+        logger.warning("R2 and correlations are undefined: all %d targets are the same", len(y))
     if varies and np.ptp(predicted) > 0:
         result["pearson"] = stats.pearsonr(y, predicted).statistic
         result["spearman"] = stats.spearmanr(y, predicted).statistic
     else:
-        logger.warning("correlations are undefined: target or prediction is constant")
         result |= {"pearson": np.nan, "spearman": np.nan}
     return {name: float(result[name]) for name in REGRESSION_METRICS}
 

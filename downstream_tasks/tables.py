@@ -137,6 +137,8 @@ def _legend(results: Mapping[str, Any]) -> str:
         )
     if results["resampled_splits"]:
         text += " p: corrected resampled t-test over the runs."
+    if any(_undefined(value) for line in results["rows"] for value in line["mean"].values()):
+        text += " n/a: not defined, such as the correlation of a constant."
     return text
 
 

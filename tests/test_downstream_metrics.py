@@ -61,7 +61,15 @@ def test_regression_metrics_in_both_units(rng):
     assert result["mae_raw"] == pytest.approx(10 * result["mae"])
     assert result["r2"] == pytest.approx(skm.r2_score(y, guess))
     assert result["pearson"] == pytest.approx(np.corrcoef(y, guess)[0, 1])
-    assert np.isnan(regression_metrics(y, np.zeros(50), 1.0)["pearson"])
+
+
+def test_constants_have_no_correlation_and_those_of_the_test_set_are_warned_about(rng, caplog):
+    y = rng.normal(size=50)
+    assert np.isnan(regression_metrics(y, np.zeros(50), 1.0)["pearson"])  # such as the mean
+    assert not caplog.text
+    same = regression_metrics(np.ones(50), y, 1.0)
+    assert np.isnan([same["r2"], same["pearson"], same["spearman"]]).all()
+    assert "all 50 targets are the same" in caplog.text
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

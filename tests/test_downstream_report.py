@@ -145,14 +145,17 @@ def test_regression_is_reported_in_both_units(tmp_path):
     target = problems[0].target
     rng = np.random.default_rng(1)
     results = [HeadResult(target.y + rng.normal(size=100), {}) for _ in problems]
-    report = write_report(
-        tmp_path, config, cohort, problems, [Row("Brain-JEPA", "ridge", "model", results)], {}
-    )
+    mean = Row("Mean", "none", "baseline", [HeadResult(np.zeros(100), {})] * 3)
+    rows = [Row("Brain-JEPA", "ridge", "model", results), mean]
+    report = write_report(tmp_path, config, cohort, problems, rows, {})
+    text = (tmp_path / "results.md").read_text()
+    assert "| n/a " in text  # the mean correlates with nothing
+    assert "n/a: not defined" in text
     test = problems[0].split.test
     expected = regression_metrics(target.y[test], results[0].scores[test], target.scale)
     assert report["rows"][0]["runs"][0]["metrics"] == pytest.approx(expected)
     predictions = pd.read_csv(tmp_path / "predictions.tsv", sep="\t")
-    first = predictions[predictions["seed"] == 0]
+    first = predictions.query("method == 'Brain-JEPA' and seed == 0")
     error = first["predicted"] - first["target"]
     assert (error**2).mean() == pytest.approx(expected["mse_raw"], rel=1e-4)
     assert not (tmp_path / "metrics.jsonl").exists()  # nothing was trained by epochs
