@@ -171,8 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags["overrides"] += [name for name in flags["devices"] if "=" in name]
     devices = parse_devices([name for name in flags["devices"] if "=" not in name])
     config = config_from_flags(flags)
-    if not is_first_process() and (config.protocol != "fine_tune" or flags["evaluate"]):
-        return  # these need one process only
+    if config.protocol != "fine_tune" or flags["evaluate"]:
+        if len(devices) > 1:
+            raise UserError(
+                f"--devices names {len(devices)}: name one. Only the training of fine_tune is "
+                "shared among devices."
+            )
+        if not is_first_process():
+            return
     if config.protocol == "fine_tune":
         results = main_finetune.run(config, devices, flags["evaluate"], flags["resume"])
     else:

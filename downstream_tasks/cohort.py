@@ -136,14 +136,8 @@ def load_cohort(folder: DataFolder, config: DataConfig, clip: ClipGeometry) -> C
                 f"{nearest(unknown[0], there)} It has: {', '.join(there)}."
             )
         runs = runs[runs["run"].isin(config.runs)]
-    short = runs["frames"] < clip.frames_needed(runs["tr"])
-    if config.short_runs == "pad" and short.any():
-        logger.warning(
-            "%d of %d runs are shorter than a clip; theirs end in zeros (data.short_runs: pad)",
-            short.sum(),
-            len(runs),
-        )
     if config.short_runs == "skip":
+        short = runs["frames"] < clip.frames_needed(runs["tr"])
         dropped["runs too short for a clip"] = _run_names(runs[short])
         runs = runs[~short]
     where = f"{folder.path / 'participants.tsv'}"

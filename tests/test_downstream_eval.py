@@ -150,8 +150,11 @@ def test_what_needs_one_process_runs_in_one_of_those_that_torchrun_starts(files,
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(downstream_eval.main_linearprobe, "run", lambda *_: pytest.fail("second"))
-    arguments = ["--config", "hca_sex", "--downstream_task", "knn", "--devices", "cpu"]
-    downstream_eval.main([*arguments, "--load_path", str(files[1])])
+    arguments = ["--config", "hca_sex", "--load_path", str(files[1]), "--devices", "cpu"]
+    downstream_eval.main([*arguments, "--downstream_task", "knn"])
+    for one_device in (["--downstream_task", "knn"], ["--eval"]):
+        with pytest.raises(UserError, match="--devices names 2: name one"):
+            downstream_eval.main([*arguments, "cpu", *one_device])
 
 
 def test_the_program_helps_and_errs_in_one_line(files, tmp_path):
