@@ -51,6 +51,15 @@ def seed_folder(config: DownstreamConfig, seed: int) -> Path:
     return config.output_dir / f"seed{seed}"
 
 
+def refuse_stored_run(folder: Path) -> None:
+    """Raise :class:`UserError` if ``folder`` holds the state of a run, which would be lost."""
+    if (folder / LATEST).exists():
+        raise UserError(
+            f"{folder} already holds a run ({LATEST}). Go on with it by --resume, or "
+            "write elsewhere: --output_root."
+        )
+
+
 @dataclass
 class Progress:
     """How far a run is, in plain values.
@@ -138,10 +147,7 @@ class StateFolder:
         if not path.exists():
             return Progress()
         if not resume:
-            raise UserError(
-                f"{self.folder} already holds a run ({LATEST}). Go on with it by --resume, or "
-                "write elsewhere: --output_root."
-            )
+            refuse_stored_run(self.folder)
         state = load_checkpoint(path)
         require_keys(state, ("model", "optimizer", "progress", *self.about), path)
         self._check_same_run(state, path)
@@ -186,6 +192,14 @@ class StateFolder:
                 for key in sorted(ours.keys() | theirs.keys())
                 if f"{section}.{key}" not in _FREE_KEYS and ours.get(key) != theirs.get(key)
             ]
+        # The metric as resolved: unset and the task's default are the same run.
+        ours = (self.about["task"]["metric"], self.about["config"]["evaluation"]["clips"])
+        theirs = (state["task"]["metric"], state["config"]["evaluation"]["clips"])
+        differences += [
+            f"evaluation.{key} is {here!r}, was {there!r}"
+            for key, here, there in zip(("metric", "clips"), ours, theirs, strict=True)
+            if here != there
+        ]
         for key in ("effective_batch", "split"):
             if self.about[key] != state[key]:
                 differences.append(

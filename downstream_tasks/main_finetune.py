@@ -19,7 +19,7 @@ from downstream_tasks.comparison import ENCODED, MODEL_NAME, Representations, ba
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.engine_finetune import fine_tune, score_test
 from downstream_tasks.example_clips import clip_geometry
-from downstream_tasks.finetune_state import BEST, LATEST, seed_folder
+from downstream_tasks.finetune_state import BEST, LATEST, refuse_stored_run, seed_folder
 from downstream_tasks.heads import HeadResult, Problem, Row, Target, make_target
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.report import write_report
@@ -52,7 +52,11 @@ def run(
     """
     if evaluate:
         return score_stored(config, devices[0])
-    if resume and not any((seed_folder(config, s) / LATEST).exists() for s in config.seeds):
+    folders = [seed_folder(config, seed) for seed in config.seeds]
+    if not resume:
+        for folder in folders:  # all of them, before anything is written
+            refuse_stored_run(folder)
+    elif not any((folder / LATEST).exists() for folder in folders):
         raise UserError(f"nothing to resume in {config.output_dir}: no seed*/{LATEST}.")
     launch(train_seeds, devices, config, resume)
     if not is_first_process():
@@ -76,11 +80,12 @@ def run(
 def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
     """One process of ``ranks``: fine-tune every seed and leave its result in its folder."""
     setup_logging(config.output_dir, ranks.main)
-    evaluation = prepare(config)
+    # The splits are written with the report: a run that cannot be resumed leaves the stored ones.
+    evaluation = prepare(config, write_splits=False)
     for problem in evaluation.problems:
         folder = seed_folder(config, problem.seed)
-        if ranks.main:
-            (folder / _RESULT).unlink(missing_ok=True)
+        if ranks.main and not (folder / LATEST).exists():
+            (folder / _RESULT).unlink(missing_ok=True)  # of a run whose state is gone
         result = fine_tune(evaluation.pretrained, problem, config, ranks, folder, resume)
         if result is None:
             return

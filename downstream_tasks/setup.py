@@ -58,8 +58,10 @@ def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
     return pretrained, folder
 
 
-def prepare(config: DownstreamConfig, stored_splits: bool = False) -> Evaluation:
-    """Load everything; write the splits into the output folder.
+def prepare(
+    config: DownstreamConfig, *, stored_splits: bool = False, write_splits: bool = True
+) -> Evaluation:
+    """Load everything; write the splits into the output folder unless ``write_splits`` is off.
 
     With ``stored_splits`` they are those that an earlier run wrote there.
 
@@ -73,7 +75,8 @@ def prepare(config: DownstreamConfig, stored_splits: bool = False) -> Evaluation
         for split in splits:
             assert_disjoint(cohort, split)
     else:
-        splits = make_splits(cohort, config.split, config.seeds, config.output_dir)
+        target_folder = config.output_dir if write_splits else None
+        splits = make_splits(cohort, config.split, config.seeds, target_folder)
     problems = [
         Problem(
             cohort,

@@ -122,14 +122,32 @@ def test_a_finished_folder_is_not_overwritten(make_config):
     with pytest.raises(UserError, match="nothing to resume"):
         main_finetune.run(config, [CPU], resume=True)
     main_finetune.run(config, [CPU])
+    kept = [seed_folder(config, 0) / "result.npz", config.output_dir / "split_seed0.tsv"]
+    before = [path.read_bytes() for path in kept]
     with pytest.raises(UserError, match="already holds a run"):
-        main_finetune.run(config, [CPU])
+        main_finetune.run(make_config(split={"seed": 5}), [CPU])
+    scored = {"metric": "auroc", "clips": 2}
+    with pytest.raises(UserError, match=r"evaluation\.metric is 'auroc', was 'balanced_accuracy'.*"
+                       r"evaluation\.clips is 2, was 1"):  # fmt: skip
+        main_finetune.run(
+            make_config(fine_tune={"epochs": 1}, evaluation=scored), [CPU], resume=True
+        )
     other = make_config(fine_tune={"epochs": 2, "smoothing": 0.1})
     with pytest.raises(UserError, match=r"fine_tune\.epochs is 2, was 1; fine_tune\.smoothing"):
         main_finetune.run(other, [CPU], resume=True)
     people = make_config(fine_tune={"epochs": 1}, split={"seed": 5})
     with pytest.raises(UserError, match="people of the split are others"):
         main_finetune.run(people, [CPU], resume=True)
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_a_later_seed_that_is_stored_refuses_the_run_before_anything_is_written(make_config):
+    main_finetune.run(make_config(fine_tune={"epochs": 1}, evaluation={"seed": 1}), [CPU])
+    config = make_config(fine_tune={"epochs": 1}, evaluation={"num_seed": 2})
+    with pytest.raises(UserError, match="seed1 already holds a run"):
+        main_finetune.run(config, [CPU])
+    assert not seed_folder(config, 0).exists()
+    assert not (config.output_dir / "split_seed0.tsv").exists()
 
 
 def test_too_few_people_for_a_batch(make_config):
