@@ -41,7 +41,7 @@ def log_roi_sd(series: np.ndarray) -> np.ndarray:
 
 
 def raw_values(series: np.ndarray) -> np.ndarray:
-    """The values themselves, ``[R T]``; to be reduced by principal components."""
+    """The values themselves, ``[R T]``."""
     return np.ascontiguousarray(series, dtype=np.float32).ravel()
 
 

@@ -12,7 +12,7 @@ from downstream_tasks.cohort import Cohort
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.example_clips import ExampleClips
 from downstream_tasks.features import FeatureStore, encode_clips, mean_over_clips
-from downstream_tasks.heads import HeadResult, Problem, Row, fit_head, principal_components
+from downstream_tasks.heads import HeadResult, Problem, Row, fit_head
 from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.folder import DataFolder
 
@@ -25,12 +25,23 @@ TITLES = {
     "fc_clips": "FC of the clips",
     "roi_stats": "ROI mean and variance",
     "log_sd": "ROI log SD",
-    "raw_clip": "Raw clip (PCA)",
-    "patch_means": "Patch means",
+    "raw_clip": "Raw clip (whole)",
+    "patch_means": "Patch means (whole clip)",
+    "raw_patch": "Raw values of the scored patch",
+    "patch_mean": "Mean of the scored patch",
     "random_weights": "Untrained encoder",
     "time_permuted": f"{MODEL_NAME}, frames shuffled",
     "held_constant": f"{MODEL_NAME}, held constant",
 }
+
+# Of an event, what is called otherwise than of a run. FC keeps its name: rows are compared with it.
+EVENT_TITLES = {
+    "fc_clips": "FC of the whole clip",
+    "roi_stats": "ROI mean and variance (scored patch)",
+    "log_sd": "ROI log SD (scored patch)",
+}
+_OF_RUNS = ("fc", "roi_stats", "log_sd")  # of an event: of its scored patch
+_OF_PATCHES = (*_OF_RUNS, "raw_patch", "patch_mean")
 
 FitFeatures = Callable[[np.ndarray, Problem], HeadResult]  # on features [n_examples, F]
 FitEncoded = Callable[[str, Problem], HeadResult]  # on an encoder's representation, by its name
@@ -39,10 +50,13 @@ FitEncoded = Callable[[str, Problem], HeadResult]  # on an encoder's representat
 class Representations:
     """Features of the examples of a cohort, by name, computed when asked for and then kept.
 
-    ``model`` is the checkpoint's encoder; the other names are those of ``evaluation.baselines``. Of
-    an event only its scored patch is used, whatever the representation. ``fc``, ``roi_stats`` and
-    ``log_sd`` come from the whole run as it is stored (of an event: from its patch), the rest from
-    the normalised clips.
+    ``model`` is the checkpoint's encoder; the other names are those of ``evaluation.baselines``.
+    ``fc``, ``roi_stats`` and ``log_sd`` come from the whole run as it is stored, the rest from the
+    normalised clips.
+
+    Of an event the encoder's tokens of the scored patch are used, which have attended to the whole
+    clip. ``raw_clip``, ``patch_means`` and ``fc_clips`` therefore have the whole clip too; ``fc``,
+    ``roi_stats``, ``log_sd``, ``raw_patch`` and ``patch_mean`` tell what the patch holds by itself.
     """
 
     def __init__(
@@ -57,6 +71,10 @@ class Representations:
         self.patch = config.data.scored_patch if self.clips.has_events else None
         self.store = FeatureStore(Path(config.output_root) / "features")
         self._kept: dict[str, np.ndarray] = {}
+
+    def title(self, name: str) -> str:
+        """Name of the row of a baseline."""
+        return (EVENT_TITLES if self.clips.has_events else {}).get(name, TITLES[name])
 
     def features(self, name: str) -> np.ndarray:
         """Features ``[n_examples, F]``; those of several clips are averaged."""
@@ -96,9 +114,13 @@ class Representations:
             "log_sd": baselines.log_roi_sd,
             "raw_clip": baselines.raw_values,
             "patch_means": baselines.patch_means(self.pretrained.facts.patch_size),
+            "raw_patch": baselines.raw_values,
+            "patch_mean": baselines.patch_means(self.pretrained.facts.patch_size),
         }
-        whole = name in ("fc", "roi_stats", "log_sd") and self.patch is None
-        items = self._whole_runs() if whole else self._clip_values()
+        if self.patch is None and name in _OF_RUNS:
+            items = self._whole_runs()
+        else:
+            items = self._clip_values(self.patch if name in _OF_PATCHES else None)
         return baselines.feature_table(items, functions[name], len(self.cohort.y))
 
     def _whole_runs(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -106,11 +128,9 @@ class Representations:
         for example, row in enumerate(self.cohort.examples["row"].to_numpy()):
             yield example, folder.series(row)
 
-    def _clip_values(self) -> Iterator[tuple[int, np.ndarray]]:
+    def _clip_values(self, patch: int | None) -> Iterator[tuple[int, np.ndarray]]:
         size = self.pretrained.facts.patch_size
-        part = (
-            slice(None) if self.patch is None else slice(self.patch * size, (self.patch + 1) * size)
-        )
+        part = slice(None) if patch is None else slice(patch * size, (patch + 1) * size)
         for item in range(len(self.clips)):
             clip = self.clips[item]
             yield clip["example"], clip["fmri"].numpy()[0, :, part]
@@ -148,23 +168,13 @@ def baseline_rows(
         kind = "control" if name in ("time_permuted", "held_constant") else "baseline"
         if name in ENCODED and encoded_fit is not None:
             results = [encoded_fit(name, problem) for problem in problems]
-            rows.append(Row(TITLES[name], encoded_head, kind, results))
+            rows.append(Row(representations.title(name), encoded_head, kind, results))
             continue
         features = representations.features(name)
         fits = {plain: fit_plain} if name == "fc" else {}
         for head_name, fit_one in (fits | {head: fit}).items():
-            results = []
-            for problem in problems:
-                x = features
-                if name == "raw_clip":
-                    x = principal_components(
-                        features,
-                        problem.split.train,
-                        config.evaluation.raw_components,
-                        problem.seed,
-                    )
-                results.append(fit_one(x, problem))
-            rows.append(Row(TITLES[name], head_name, kind, results))
+            results = [fit_one(features, problem) for problem in problems]
+            rows.append(Row(representations.title(name), head_name, kind, results))
     return rows
 
 

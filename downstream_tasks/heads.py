@@ -248,12 +248,3 @@ def _fold_preparation(
         bias = bias - weight @ rotation.mean_
     weight = weight / scaler.scale_
     return LinearMap(weight, bias - weight @ scaler.mean_)
-
-
-def principal_components(
-    features: np.ndarray, train: np.ndarray, n_components: int, seed: int
-) -> np.ndarray:
-    """Scores of everyone on the principal components of the training examples, ``[n, k]``."""
-    possible = min(n_components, len(train) - 1, features.shape[1])
-    pca = PCA(possible, svd_solver="randomized", random_state=seed).fit(features[train])
-    return pca.transform(features).astype(np.float32)

@@ -22,12 +22,14 @@ Protocol = Literal[
 ]
 Baseline = Literal[
     "majority",  # majority class, or the mean of the target
-    "fc",  # functional connectivity of the whole run: upper triangle, Fisher z
+    "fc",  # functional connectivity of the whole run (event: scored patch), Fisher z
     "fc_clips",  # the same of the clips the encoder sees
-    "roi_stats",  # mean and variance of each ROI
-    "log_sd",  # log standard deviation of each ROI
-    "raw_clip",  # the values of the clip themselves, by principal components
-    "patch_means",  # mean of each patch of the clip
+    "roi_stats",  # mean and variance of each ROI (event: in the scored patch)
+    "log_sd",  # log standard deviation of each ROI (event: in the scored patch)
+    "raw_clip",  # every value of the clip the encoder sees
+    "patch_means",  # mean of each patch of that clip
+    "raw_patch",  # unit: event; every value of the scored patch
+    "patch_mean",  # unit: event; mean of each ROI in the scored patch
     "random_weights",  # the same encoder, untrained
     "time_permuted",  # the encoder on clips whose frames are shuffled in every ROI by itself
     "held_constant",  # the encoder on clips in which every ROI keeps its mean value
@@ -108,7 +110,6 @@ class EvaluationConfig:
         "time_permuted",
         "held_constant",
     )
-    raw_components: int = 100  # principal components of raw_clip
     encoder_batch_size: int = 16  # clips per frozen forward pass
     bfloat16: bool = False  # in frozen forward passes, where the device has it
 
@@ -351,10 +352,13 @@ def _check(config: DownstreamConfig, where: str) -> None:
     )
     for key in (
         *("evaluation.num_seed", "evaluation.clips", "evaluation.n_bootstrap"),
-        *("evaluation.raw_components", "evaluation.encoder_batch_size"),
-        *("fine_tune.accumulation_steps", "heads.max_components"),
+        *("evaluation.encoder_batch_size", "fine_tune.accumulation_steps"),
+        "heads.max_components",
     ):
         require(_get(config, key) >= 1, key, ">= 1")
+    if data.unit != "event":
+        of_events = {"raw_patch", "patch_mean"} & set(config.evaluation.baselines)
+        require(not of_events, "evaluation.baselines", "raw_patch and patch_mean of events only")
     for key in ("evaluation.seed", "split.seed", "data.num_workers"):
         require(_get(config, key) >= 0, key, ">= 0")
     require(config.heads.folds >= 2, "heads.folds", ">= 2")

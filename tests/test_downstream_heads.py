@@ -17,7 +17,6 @@ from downstream_tasks.heads import (
     class_weights,
     fit_head,
     make_target,
-    principal_components,
 )
 from downstream_tasks.metrics import classification_metrics
 from downstream_tasks.probes import attentive_probe, lars_probe, validation_score
@@ -145,18 +144,6 @@ def test_target_is_z_scored_on_training_people():
     assert z[train].mean() == pytest.approx(0, abs=1e-9)
     assert z[train].std() == pytest.approx(1)
     np.testing.assert_allclose(z * problem.target.scale + problem.target.mean, problem.cohort.y)
-
-
-def test_principal_components_see_the_training_people_only():
-    x = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
-    train = np.arange(25)
-    reduced = principal_components(x, train, 5, seed=0)
-    other = x.copy()
-    other[30:] *= 100
-    np.testing.assert_allclose(
-        reduced[:25], principal_components(other, train, 5, 0)[:25], atol=1e-4
-    )
-    assert principal_components(x, train, 500, 0).shape == (40, 24)
 
 
 # --- probes ---------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def test_a_name_that_is_no_task():
         ({"evaluation": {"metric": "acuracy"}}, r"allowed: accuracy, .* Did you mean 'accuracy'\?"),
         ({"evaluation": {"metric": "mse"}}, "evaluation.metric is 'mse'"),
         ({"evaluation": {"baselines": ["majorty"]}}, r"Did you mean 'majority'\?"),
+        ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch and patch_mean of events only"),
         ({"linear_probe": {"blr": []}}, "linear_probe.blr is"),
         ({"linear_probe": {"weight_decay": [-1.0]}}, "linear_probe.weight_decay is"),
         ({"protocol": "ridge"}, "data.type is 'classification'; allowed: regression with protocol"),
