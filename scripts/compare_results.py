@@ -38,12 +38,20 @@ SHOWN = {  # what a line of the printed table shows beside the main metric
 
 
 def find_results(folders: Sequence[Path]) -> list[Path]:
-    """Every ``results.json`` in or below ``folders``, each once, in the order of their paths."""
+    """Every ``results.json`` in or below ``folders``, each once, in the order of their paths.
+
+    What ``--eval`` wrote beside the results it scored again is left out unless it is named itself:
+    it has the same rows, and in the table nothing would tell them apart.
+    """
     found = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder of results.")
-        here = sorted(folder.rglob(RESULTS_FILE))
+        here = [
+            path
+            for path in sorted(folder.rglob(RESULTS_FILE))
+            if path.parent == folder or not (path.parents[1] / RESULTS_FILE).is_file()
+        ]
         if not here:
             raise UserError(f"{folder} holds no {RESULTS_FILE}; run downstream_eval.py first.")
         found += here

@@ -86,6 +86,17 @@ def test_a_folder_named_twice_counts_once(compare, folders):
     assert compare.find_results([folders, folders / "hca_sex" / "fine_tune"]) == once
 
 
+def test_results_that_were_scored_again_count_once(compare, folders):
+    once = compare.find_results([folders])
+    again = folders / "hca_sex" / "fine_tune" / "eval"
+    again.mkdir()
+    (again / "results.json").write_text((again.parent / "results.json").read_text())
+    assert compare.find_results([folders]) == once
+    assert compare.find_results([again]) == [again.resolve() / "results.json"]
+    (again.parent / "results.json").unlink()  # a checkpoint from elsewhere was only scored
+    assert again.resolve() / "results.json" in compare.find_results([folders])
+
+
 def test_what_is_no_result_folder(compare, tmp_path):
     with pytest.raises(UserError, match="not a folder of results"):
         compare.find_results([tmp_path / "none"])
