@@ -3,12 +3,14 @@
 The encoder runs once over the clips; every head, seed and setting is fitted on the stored features.
 """
 
-import logging
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from downstream_tasks.comparison import (
@@ -17,6 +19,7 @@ from downstream_tasks.comparison import (
     baseline_rows,
     no_features_row,
 )
+from downstream_tasks.features import weights_digest
 from downstream_tasks.fingerprint import run_fingerprint
 from downstream_tasks.heads import HeadResult, LinearMap, Problem, Row, fit_head
 from downstream_tasks.probes import AttentiveHead, attentive_probe, lars_probe, score_attentive
@@ -28,7 +31,7 @@ from src.utils.logging import setup_logging
 
 HEAD_NAMES = {"linear_probe": "LARS", "attentive_probe": "attention"}
 
-logger = logging.getLogger(__name__)
+_HEAD_FILE = "head_seed{}.safetensors"
 
 
 def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) -> dict[str, Any]:
@@ -42,6 +45,8 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     """
     setup_logging(config.output_dir)
     if config.protocol == "fingerprint":
+        if evaluate:
+            raise UserError("--eval: fingerprint stores nothing to score again; run it without.")
         return run_fingerprint(config, device)
     evaluation = prepare(config, stored_splits=evaluate)
     cohort, problems = evaluation.cohort, evaluation.problems
@@ -54,8 +59,11 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         return write_report(config.output_dir / "eval", config, cohort, problems, rows, checkpoint)
 
     results = [fit_encoded(representations, "model", problem) for problem in problems]
+    for stale in config.output_dir.glob(_HEAD_FILE.format("*")):
+        stale.unlink()  # of seeds that this run does not have, or of another encoder
+    about = describe_head(representations)
     for problem, result in zip(problems, results, strict=True):
-        save_head(_head_path(config, problem), result)
+        save_head(_head_path(config, problem), result, about)
     if config.protocol == "attentive_probe":  # raw baselines have no tokens to attend to
         others = baseline_rows(
             representations,
@@ -95,22 +103,35 @@ def fit_encoded(representations: Representations, name: str, problem: Problem) -
 # --- stored heads --------------------------------------------------------------------------------
 
 
-def save_head(path: Path, result: HeadResult) -> None:
-    """Write the weights of a trained head; nearest neighbours have none."""
+def describe_head(representations: Representations) -> dict[str, str]:
+    """What a stored head belongs to: encoder, features, task and the order of the classes."""
+    config = representations.config
+    return {
+        "encoder": weights_digest(representations.pretrained.encoder),
+        "protocol": config.protocol,
+        "level": "token" if config.protocol == "attentive_probe" else config.evaluation.level,
+        "type": config.data.type,
+        "target": config.data.target,
+        "classes": json.dumps(representations.cohort.classes),
+    }
+
+
+def save_head(path: Path, result: HeadResult, about: Mapping[str, str]) -> None:
+    """Write the weights of a trained head and what it belongs to; nearest neighbours have none."""
     arrays = result.weights
     if result.linear is not None:
         arrays = {"linear.weight": result.linear.weight, "linear.bias": result.linear.bias}
     if arrays is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        save_file(contiguous, path, {"chosen": str(result.chosen)})
+        save_file(contiguous, path, {"chosen": str(result.chosen), **about})
 
 
 def read_head(representations: Representations, problem: Problem) -> HeadResult:
     """Score every example with the head that an earlier run stored.
 
     Raises:
-        UserError: if there is none, or it is of another encoder or number of classes.
+        UserError: if there is none, or it is of another encoder, kind of features or task.
     """
     config, n_classes = representations.config, problem.target.n_classes
     path = _head_path(config, problem)
@@ -119,18 +140,12 @@ def read_head(representations: Representations, problem: Problem) -> HeadResult:
             f"no stored head {path}: run {config.protocol} without --eval first (knn has no "
             "weights to store; run it again instead, it gives the same numbers)."
         )
+    _check_head(path, describe_head(representations))
     arrays = load_file(path)
     if "linear.weight" in arrays:
-        features = representations.features("model")
         linear = LinearMap(arrays["linear.weight"], arrays["linear.bias"])
-        fits = linear.weight.shape[1] == features.shape[1]
-        fits = fits and len(linear.weight) in ({1} if n_classes == 0 else {1, n_classes})
-        if not fits:
-            raise UserError(
-                f"{path} has shape {linear.weight.shape}; the encoder gives {features.shape[1]} "
-                f"features and the task has {n_classes or 1} outputs: another model or task."
-            )
-        return HeadResult(linear.scores(features, n_classes), {}, linear=linear)
+        scores = linear.scores(representations.features("model"), n_classes)
+        return HeadResult(scores, {}, linear=linear)
     tokens = representations.encoded("model", "token")
     settings = config.attentive_probe
     head = AttentiveHead(tokens.shape[2], max(1, n_classes), settings.num_heads)
@@ -151,5 +166,20 @@ def read_head(representations: Representations, problem: Problem) -> HeadResult:
     return HeadResult(scores, {}, weights=arrays)
 
 
+def _check_head(path: Path, expected: Mapping[str, str]) -> None:
+    """Refuse a head that belongs to something else: shapes often agree where meaning does not."""
+    with safe_open(path, "numpy") as file:
+        stored = file.metadata() or {}
+    if differences := [
+        f"{name} was {stored.get(name, 'not stored')[:60]}, is {value[:60]}"
+        for name, value in expected.items()
+        if stored.get(name) != value
+    ]:
+        raise UserError(
+            f"--eval: {path} is the head of another evaluation: {'; '.join(differences)}. Give "
+            "the checkpoint and task it was fitted with, or run again without --eval."
+        )
+
+
 def _head_path(config: DownstreamConfig, problem: Problem) -> Path:
-    return config.output_dir / f"head_seed{problem.seed}.safetensors"
+    return config.output_dir / _HEAD_FILE.format(problem.seed)

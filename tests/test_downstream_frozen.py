@@ -13,6 +13,7 @@ from downstream_tasks.fingerprint import identify
 from downstream_tasks.tasks import task_from_dict
 from src.datasets.folder_writer import FolderWriter
 from src.models.vision_transformer import VisionTransformer
+from src.utils.checkpoint import load_checkpoint, save_checkpoint
 from src.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -183,6 +184,31 @@ def test_eval_without_a_stored_head(files, tmp_path):
         main_linearprobe.run(config, CPU, evaluate=True)
 
 
+def test_eval_refuses_a_head_of_something_else(files, tmp_path):
+    data, checkpoint = files
+    config = config_of(files, tmp_path, "logistic")
+    main_linearprobe.run(config, CPU)
+    other = tmp_path / "other.pth.tar"
+    state = load_checkpoint(checkpoint)
+    state["target_encoder"] = {k: v * 1.01 for k, v in state["target_encoder"].items()}
+    save_checkpoint(other, state)
+    for changed, said in (
+        (config_of((data, other), tmp_path, "logistic"), "encoder was"),
+        (config_of(files, tmp_path, "logistic", data={"classes": ["M", "F"]}), "classes was"),
+        (config_of(files, tmp_path, "logistic", evaluation={"level": "roi"}), "level was pooled"),
+    ):
+        with pytest.raises(UserError, match=f"head of another evaluation: {said}"):
+            main_linearprobe.run(changed, CPU, evaluate=True)
+
+
+def test_heads_of_an_earlier_run_go(files, tmp_path):
+    for seeds, left in ((2, ["head_seed0.safetensors", "head_seed1.safetensors"]),
+                        (1, ["head_seed0.safetensors"])):  # fmt: skip
+        config = config_of(files, tmp_path, "logistic", evaluation={"num_seed": seeds})
+        main_linearprobe.run(config, CPU)
+        assert sorted(p.name for p in config.output_dir.glob("head_*")) == left
+
+
 def test_data_of_other_rois_are_refused(files, tmp_path):
     _, checkpoint = files
     labels = [f"roi{r}" for r in range(12)][::-1]
@@ -240,6 +266,11 @@ def test_fingerprinting_writes_the_same_kind_of_folder(files, tmp_path):
     hits = predictions.query("method == 'FC'").eval("participant_id == forward").mean()
     assert hits == pytest.approx(rows["FC", "correlation"]["mean"]["forward"])
     assert "Chance" in (folder / "results.md").read_text()
+
+
+def test_fingerprinting_stores_nothing_to_score_again(files, tmp_path):
+    with pytest.raises(UserError, match="fingerprint stores nothing"):
+        main_linearprobe.run(fingerprint_config(files, tmp_path), CPU, evaluate=True)
 
 
 def test_fingerprinting_needs_two_runs_of_each(files, tmp_path):
