@@ -8,6 +8,8 @@ from downstream_tasks.metrics import LOWER_IS_BETTER
 RESULTS_FILE = "results.json"
 RESULTS_FORMAT = 1
 
+_SAME = 1e-9  # an SD below it is rounding: a head without a random start, on one split
+
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -30,6 +32,7 @@ METRIC_TITLES = {
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The text of ``results.md``."""
+    results = _in_its_own_unit(results)
     metric = results["main_metric"]
     parts = [
         f"# {results['task']}: {results['protocol']}",
@@ -65,15 +68,31 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 
 def mean_sd_text(mean: float | None, sd: float | None) -> str:
-    """``0.812 (0.020)``, without the SD of a single run; ``n/a`` where undefined."""
+    """``0.812 (0.020)``, the SD only where runs differ; ``n/a`` where undefined."""
     if _undefined(mean):
         return "n/a"
-    return f"{mean:.3f}" if _undefined(sd) else f"{mean:.3f} ({sd:.3f})"
+    return f"{mean:.3f}" if _undefined(sd) or sd < _SAME else f"{mean:.3f} ({sd:.3f})"
 
 
 def interval_text(bounds: Sequence[float | None]) -> str:
     """``0.75 to 0.86``."""
     return "n/a" if any(map(_undefined, bounds)) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _in_its_own_unit(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the columns in z where the target was not z-scored.
+
+    With ``label_normalization: false`` errors are in the target's own unit, under both names.
+    """
+    of_z = {"mse": "mse_raw", "mae": "mae_raw"}
+    means = [line["mean"] for line in results["rows"]]
+    if results["type"] != "regression" or any(mean["mse"] != mean["mse_raw"] for mean in means):
+        return results
+    return {
+        **results,
+        "metrics": [metric for metric in results["metrics"] if metric not in of_z],
+        "main_metric": of_z.get(results["main_metric"], results["main_metric"]),
+    }
 
 
 def _result_columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -127,8 +146,8 @@ def _describe_data(results: Mapping[str, Any]) -> str:
 
 def _legend(results: Mapping[str, Any]) -> str:
     text = (
-        "Mean (SD) over runs. The interval is a bootstrap over people: what other people of this "
-        "population might give, not what other training people would."
+        "Mean over runs (SD where they differ). The interval is a bootstrap over people: what "
+        "other people of this population might give, not what other training people would."
     )
     if any("versus_fc" in line for line in results["rows"]):
         text += (
@@ -143,7 +162,7 @@ def _legend(results: Mapping[str, Any]) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """Whether the model beats FC and everything else that needs no pretraining, cautiously."""
+    """Whether the model beats everything that needs no pretraining, and FC, cautiously."""
     metric = results["main_metric"]
     name, sign = METRIC_TITLES[metric], -1 if metric in LOWER_IS_BETTER else 1
     models = [line for line in results["rows"] if line["kind"] == "model"]
@@ -154,21 +173,30 @@ def _verdict(results: Mapping[str, Any]) -> str:
     ]
     if not models or not baselines or _undefined(models[0]["mean"][metric]):
         return ""
-    model, sentences = models[0], []
+    model, best = models[0], max(baselines, key=lambda line: sign * line["mean"][metric])
+    difference = model["mean"][metric] - best["mean"][metric]
+    gain, sentences = sign * difference, []
     versus = model.get("versus_fc")
+    if not versus or "versus_fc" in best:  # of FC itself there is the paired interval
+        place = "ahead of" if gain > 0 else "behind" if gain < 0 else "level with"
+        sentences.append(
+            f"The model is **{place} the best row without a trained encoder**, {best['name']} "
+            f"({best['head']}): {name} {model['mean'][metric]:.3f} against "
+            f"{best['mean'][metric]:.3f}, a difference of {difference:+.3f}. It has no interval "
+            "of its own: read it beside those of the two rows."
+        )
     if versus and not any(map(_undefined, versus["interval"])):
         low, high = sorted(sign * bound for bound in versus["interval"])
         finding = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        fc = "plain functional connectivity"
+        if results["unit"] == "event":
+            fc = "connectivity within the event's patch"
+        if "versus_fc" not in best:
+            fc += ", the best row without a trained encoder"
         sentences.append(
-            f"On these people the model is **{finding}** plain functional connectivity "
-            f"({name} {versus['difference']:+.3f}, {interval_text(versus['interval'])})."
+            f"On these people the model is **{finding}** {fc} ({name} {versus['difference']:+.3f}, "
+            f"{interval_text(versus['interval'])}, paired)."
         )
-    best = max(baselines, key=lambda line: sign * line["mean"][metric])
-    difference = model["mean"][metric] - best["mean"][metric]
-    sentences.append(
-        f"The best row without the trained encoder is {best['name']} ({best['head']}), {name} "
-        f"{best['mean'][metric]:.3f}; the model differs from it by {difference:+.3f}."
-    )
     return " ".join(sentences)
 
 

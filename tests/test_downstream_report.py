@@ -12,7 +12,12 @@ from downstream_tasks.heads import HeadResult, Problem, Row, make_target
 from downstream_tasks.metrics import classification_metrics, regression_metrics
 from downstream_tasks.report import without_nan, write_report
 from downstream_tasks.splits import make_splits
-from downstream_tasks.tables import interval_text, markdown_table, mean_sd_text
+from downstream_tasks.tables import (
+    interval_text,
+    markdown_table,
+    mean_sd_text,
+    results_markdown,
+)
 from downstream_tasks.tasks import SplitConfig, task_from_dict
 
 
@@ -128,6 +133,46 @@ def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
     assert "**worse than**" in (tmp_path / "c" / "results.md").read_text()
 
 
+def bare_results(rows, **changes):
+    """What results.json holds, as far as the text needs it; rows: (name, kind, mean, vs FC)."""
+    metric = changes.get("main_metric", "balanced_accuracy")
+    lines = []
+    for name, kind, mean, versus in rows:
+        values = {metric: mean} if np.isscalar(mean) else mean
+        line = {"name": name, "head": "h", "kind": kind, "mean": values, "runs": []}
+        line |= {"sd": dict.fromkeys(values, 0.0), "interval": dict.fromkeys(values, (0.1, 0.9))}
+        if versus:
+            low, high = versus
+            line["versus_fc"] = {"difference": (low + high) / 2, "interval": versus, "p": np.nan}
+        lines.append(line)
+    cohort = {"n_people": 3, "n_units": 3, "dropped": {}}
+    return {
+        **{"task": "t", "protocol": "p", "type": "classification", "unit": "event"},
+        **{"cohort": cohort, "splits": [], "resampled_splits": False, "checkpoint": {}},
+        **{"metrics": [metric], "main_metric": metric, "published": {}, "classes": []},
+        **{"rows": lines, **changes},
+    }
+
+
+def test_the_verdict_is_about_the_best_row_without_a_trained_encoder():
+    """Far above FC and below the raw clip is no success."""
+    rows = [("Brain-JEPA", "model", 0.9, (0.1, 0.3)), ("FC", "baseline", 0.7, None)]
+    raw = ("Raw clip (whole)", "baseline", 0.94, (0.2, 0.3))
+    control = ("Brain-JEPA, frames shuffled", "control", 0.99, (0.2, 0.3))
+    text = results_markdown(bare_results([*rows, raw, control]))
+    assert "**behind the best row without a trained encoder**, Raw clip (whole) (h)" in text
+    assert "0.900 against 0.940, a difference of -0.040" in text
+    assert "**better than** connectivity within the event's patch (" in text
+    text = results_markdown(bare_results([*rows, (*raw[:2], 0.8, raw[3])], unit="person"))
+    assert "**ahead of the best row" in text
+    assert "plain functional connectivity (" in text
+    text = results_markdown(bare_results(rows))  # FC is the best: its paired interval decides
+    assert "ahead of" not in text
+    assert "**better than** connectivity within the event's patch, the best row" in text
+    errors = [("Brain-JEPA", "model", 0.9, None), ("Mean", "baseline", 1.0, None)]
+    assert "**ahead of" in results_markdown(bare_results(errors, main_metric="mse_raw"))
+
+
 def test_markdown_names_everyone_and_the_published_number(tmp_path):
     two_class_report(tmp_path)
     text = (tmp_path / "results.md").read_text()
@@ -162,6 +207,24 @@ def test_regression_is_reported_in_both_units(tmp_path):
     assert (tmp_path / "figure.png").exists()
 
 
+def test_errors_of_targets_that_are_not_normalised_are_not_called_z(tmp_path):
+    y = np.random.default_rng(0).normal(60, 10, 100)
+    cohort = make_cohort(y)
+    config = config_of("regression")
+    config.data.label_normalization = False
+    splits = [problem.split for problem in problems_of(cohort, config)]
+    target = make_target(cohort, splits[0], config.data.label_normalization)
+    problems = [Problem(cohort, split, target, config.metric, i) for i, split in enumerate(splits)]
+    rows = [Row("Brain-JEPA", "ridge", "model", [HeadResult(y + 3, {"alpha": 1.0})] * 3)]
+    report = write_report(tmp_path, config, cohort, problems, rows, {})
+    assert report["rows"][0]["mean"]["mse"] == pytest.approx(9)
+    text = (tmp_path / "results.md").read_text()
+    header = next(line for line in text.splitlines() if line.startswith("| Method"))
+    assert [cell.strip() for cell in header.split("|")][3] == "MSE"
+    assert header.count("MSE") == header.count("MAE") == 1
+    assert "without the test people, by MSE:" in text
+
+
 def test_three_classes(tmp_path):
     y = np.arange(90) % 3
     cohort = make_cohort(y, classes=("a", "b", "c"))
@@ -186,6 +249,7 @@ def test_history_has_a_line_per_epoch_and_valid_json(tmp_path):
 
 def test_small_texts():
     assert mean_sd_text(0.5, np.nan) == "0.500"
+    assert mean_sd_text(0.5, 1e-17) == "0.500"  # every seed gave the same
     assert mean_sd_text(0.5, 0.1) == "0.500 (0.100)"
     assert mean_sd_text(None, None) == "n/a"
     assert interval_text([0.1, None]) == "n/a"
