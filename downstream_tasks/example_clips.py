@@ -102,9 +102,12 @@ class ExampleClips(Dataset):
     def identity(self) -> dict[str, Any]:
         """What the clips depend on, as plain values: the key of features made from them.
 
-        Of the data it holds which run is where, and size and time of the file, not its 35 GB.
+        Of the data it holds what the table says of the runs (it may be edited: a TR, a bad ROI) and
+        size and time of the file of series, not its 35 GB.
         """
         folder, dataset = self.dataset.folder, self.dataset
+        rows = dataset.rows
+        bad = np.array([np.packbits(folder.bad_roi_mask(row)) for row in rows])
         file = (folder.path / SERIES_FILE).stat()
         stats = dataset.stats or {}
         return {
@@ -112,6 +115,12 @@ class ExampleClips(Dataset):
             "series_bytes": file.st_size,
             "series_written": file.st_mtime_ns,
             "runs_and_starts": _digest(dataset.rows[self._position], self.starts),
+            "runs": _digest(
+                folder.frames[rows],
+                folder.offsets[rows],
+                folder.runs["tr"].to_numpy(np.float64)[rows],
+                bad,
+            ),
             "crop_size": [dataset.n_rois, dataset.num_frames],
             "sampling": self.sampling,
             "normalization": dataset.normalization,

@@ -175,6 +175,25 @@ def test_features_of_rewritten_data_are_not_found_again(files, tmp_path, monkeyp
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize(("column", "value"), [("tr", "1.0"), ("bad_rois", "roi3")])
+def test_features_of_an_edited_table_are_not_found_again(files, tmp_path, column, value):
+    _, checkpoint = files
+    data = labelled_folder(tmp_path / "data", people=4)
+    config = DataConfig(data_path=str(data), target="sex", stride=1, bad_rois="zero")
+    pretrained = load_pretrained(checkpoint)
+
+    def identity():
+        cohort = load_cohort(DataFolder(data), config, clip_geometry(config, pretrained))
+        return ExampleClips(cohort, config, pretrained).identity()
+
+    before = identity()
+    assert identity() == before
+    table = pd.read_csv(data / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    table.loc[1, column] = value
+    table.to_csv(data / "participants.tsv", sep="\t", index=False)
+    assert identity() != before
+
+
 def test_a_pass_that_was_stopped_leaves_nothing(setting, tmp_path, monkeypatch):
     config, pretrained, cohort = setting
 
