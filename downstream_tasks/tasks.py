@@ -5,6 +5,7 @@ its defaults. Later sources win: dataclass defaults, task file, `--config` file,
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,9 @@ class EvaluationConfig:
     level: Literal["pooled", "roi"] = "pooled"  # features: mean of all tokens, or of each ROI's
     metric: str | None = None  # selects on validation, compared with FC; unset: by task type
     n_bootstrap: int = 1000
+    # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
+    # everyone the majority class); what is trained by gradient is unweighted, as published.
+    class_weights: Literal["none", "balanced"] | None = None
     baselines: tuple[Baseline, ...] = (
         "majority",
         "fc",
@@ -131,7 +135,7 @@ class FineTuneConfig:
     clip_grad: float | None = None
     gradient_checkpointing: bool = False
     use_bfloat16: bool = True
-    class_weights: bool = False
+    class_weights: bool | None = None  # unset, here and below: evaluation.class_weights
 
 
 @dataclass
@@ -145,7 +149,7 @@ class LinearProbeConfig:
     min_lr: float = 0.0
     warmup_epochs: float = 0.0
     smoothing: float = 0.0
-    class_weights: bool = False
+    class_weights: bool | None = None
 
 
 @dataclass
@@ -159,7 +163,7 @@ class AttentiveProbeConfig:
     warmup_epochs: float = 2.0
     num_heads: int | None = None  # unset: one head per 64 dimensions
     smoothing: float = 0.0
-    class_weights: bool = False
+    class_weights: bool | None = None
 
 
 @dataclass
@@ -172,7 +176,7 @@ class HeadsConfig:
     alpha: tuple[float, ...] = (1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
     n_neighbors: tuple[int, ...] = (20, 10, 5, 3, 1)
     max_components: int = 2048  # wider features of larger cohorts are reduced to these
-    class_weights: bool = False
+    class_weights: bool | None = None
 
 
 @dataclass
@@ -269,6 +273,12 @@ def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
     """Build and check a :class:`DownstreamConfig`; ``where`` names the source in messages."""
     config = from_dict(DownstreamConfig, values, where)
     _check(config, where)
+    weights = config.evaluation.class_weights
+    for section in ("fine_tune", "linear_probe", "attentive_probe", "heads"):
+        values = getattr(config, section)
+        if values.class_weights is None:
+            follow_metric = section == "heads" and config.metric == "balanced_accuracy"
+            values.class_weights = weights == "balanced" if weights else follow_metric
     return config
 
 
@@ -322,11 +332,8 @@ def _check(config: DownstreamConfig, where: str) -> None:
         raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
     if not data.target and config.protocol != "fingerprint":
         raise UserError(f"{where}: data.target is missing: the column to predict.")
-    require(
-        needed_type in (None, data.type),
-        "data.type",
-        f"{needed_type} with protocol {config.protocol}",
-    )
+    type_of_protocol = f"{needed_type} with protocol {config.protocol}"
+    require(needed_type in (None, data.type), "data.type", type_of_protocol)
     if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in labels):
         raise UserError(
             f"{where}: data.classes and data.ignore_labels hold {labels}; allowed: text and "
@@ -356,9 +363,10 @@ def _check(config: DownstreamConfig, where: str) -> None:
         "heads.max_components",
     ):
         require(_get(config, key) >= 1, key, ">= 1")
-    if data.unit != "event":
-        of_events = {"raw_patch", "patch_mean"} & set(config.evaluation.baselines)
-        require(not of_events, "evaluation.baselines", "raw_patch and patch_mean of events only")
+    misplaced = data.unit != "event" and {"raw_patch", "patch_mean"} & {
+        *config.evaluation.baselines
+    }
+    require(not misplaced, "evaluation.baselines", "raw_patch and patch_mean of events only")
     for key in ("evaluation.seed", "split.seed", "data.num_workers"):
         require(_get(config, key) >= 0, key, ">= 0")
     require(config.heads.folds >= 2, "heads.folds", ">= 2")
@@ -367,9 +375,8 @@ def _check(config: DownstreamConfig, where: str) -> None:
         require(values.batch_size >= 1, f"{section}.batch_size", ">= 1")
         require(values.epochs >= 1, f"{section}.epochs", ">= 1")
         require(0 <= values.smoothing < 1, f"{section}.smoothing", "0 to below 1")
-        require(
-            0 <= values.warmup_epochs <= values.epochs, f"{section}.warmup_epochs", "0 to epochs"
-        )
+        warmup = values.warmup_epochs
+        require(0 <= warmup <= values.epochs, f"{section}.warmup_epochs", "0 to epochs")
     for key in (
         *("linear_probe.blr", "attentive_probe.lr"),
         *("heads.C", "heads.alpha", "heads.n_neighbors"),
@@ -383,10 +390,7 @@ def _check(config: DownstreamConfig, where: str) -> None:
 
 
 def _get(config: DownstreamConfig, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+    return functools.reduce(getattr, key.split("."), config)
 
 
 def _plain(value: Any) -> Any:

@@ -136,6 +136,23 @@ def test_class_weights_and_absent_training_class():
         make_target(cohort, Split(np.arange(3), np.array([3]), np.array([4])))
 
 
+def test_a_weak_effect_does_not_end_in_the_majority_class():
+    """76 % positives, as in ADNI: unweighted, the head finds hardly any of the others."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(400) < 0.76).astype(int)
+    x = rng.normal(size=(400, 10)).astype(np.float32)
+    x[:, 0] += 0.6 * y
+    problem = problem_of(y, "balanced_accuracy", ("NC", "MCI"))
+    test = problem.split.test
+    plain, balanced = (
+        fit_head("logistic", x, problem, HeadsConfig(class_weights=weighted)).scores[test]
+        for weighted in (False, True)
+    )
+    others = y[test] == 0
+    assert (plain[others].argmax(1) == 0).mean() < 0.2
+    assert (balanced[others].argmax(1) == 0).mean() > 0.5
+
+
 def test_target_is_z_scored_on_training_people():
     y = np.random.default_rng(0).normal(40, 9, size=50)
     problem = problem_of(y, "mse", runs=2)

@@ -107,6 +107,20 @@ def test_values_that_no_evaluation_can_have(sections, message):
     assert str(error.value).startswith("task.yaml: ")
 
 
+def test_class_weights_are_those_of_the_task_unless_a_section_has_its_own():
+    def weights(**sections):
+        config = make(**sections)
+        parts = (config.heads, config.linear_probe, config.attentive_probe, config.fine_tune)
+        return [part.class_weights for part in parts]
+
+    assert weights() == [True, False, False, False]  # balanced accuracy picks and is reported
+    assert weights(evaluation={"metric": "auroc"}) == [False] * 4
+    assert weights(evaluation={"class_weights": "balanced", "metric": "auroc"}) == [True] * 4
+    assert weights(evaluation={"class_weights": "none"}) == [False] * 4
+    own = weights(evaluation={"class_weights": "balanced"}, fine_tune={"class_weights": False})
+    assert own == [True, True, True, False]
+
+
 def test_fingerprinting_needs_no_target():
     config = task_from_dict({"protocol": "fingerprint", "data": {"data_path": "x"}}, "t")
     assert config.data.target == ""
