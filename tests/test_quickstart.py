@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+LEARNED = 0.05  # held-out R2 that is clearly above 0
 CUT_DOWN = (
     "optimization.epochs=2",
     "optimization.warmup=1",
@@ -67,3 +68,22 @@ def test_the_data_is_real_and_the_gradients_are_those_of_its_training_people(qui
     assert state["gradients"].shape == (122, 30)
     assert len(state["roi_labels"]) == 122
     assert state["step"] == 12
+
+
+@pytest.mark.slow
+def test_the_whole_setting_learns_about_the_signal(quickstart, tmp_path):
+    """Minutes: the shipped config, uncut, on the data that the quickstart has fetched."""
+    done = subprocess.run(
+        [sys.executable, "main.py", "--fname", "configs/quickstart.yaml", "--devices", "cpu"]
+        + [f"logging.folder={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "run" / "jepa-latest.pth.tar", weights_only=True)
+    first, last = state["monitors"]["first"], state["monitors"]["last"]
+    assert last["r2"] > LEARNED
+    assert last["variance"] > 0.1 * first["variance"]
