@@ -1,8 +1,9 @@
 """Fingerprinting: which of all people is this, from another run of theirs?
 
-Nothing is trained and no label is used. Features of the two runs, each centred over people (what
-all have in common identifies no one), are correlated; a person is identified if their own other run
-correlates most (Finn et al., 2015), forward from the first run to the second and backward.
+Nothing is trained and no label is used. Features of the two runs, each z-scored over people (what
+all have in common identifies no one, and a feature should not count for its unit), are correlated;
+a person is identified if their own other run correlates most (Finn et al., 2015), forward from the
+first run to the second and backward.
 """
 
 import logging
@@ -22,6 +23,7 @@ from src.utils.errors import UserError
 from src.utils.logging import git_revision
 
 METRICS = ("identification", "forward", "backward")
+_ROUNDING = 1e-6  # relative; what differs by less is the same number computed twice
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +123,15 @@ def paired_runs(folder: DataFolder, config: DownstreamConfig) -> Cohort:
 def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whom each person of ``first`` ``[n, F]`` is taken for in ``second``, and the reverse.
 
-    Both are ``[n]``; row i of the two is the same person. Where features do not differ between
-    people everyone is taken for the first, so that one is identified, as by any one guess.
+    Both are ``[n]``; row i of the two is the same person. Features are z-scored over the people of
+    each run. Where none differs between people (by more than the rounding of float32) everyone is
+    taken for the first, so that one is identified, as by any one guess.
     """
 
     def unit(features: np.ndarray) -> np.ndarray:
+        sd, size = features.std(axis=0), np.abs(features).max(axis=0)
         centred = features - features.mean(axis=0)
+        centred = np.divide(centred, sd, out=np.zeros_like(centred), where=sd > _ROUNDING * size)
         centred -= centred.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(centred, axis=1, keepdims=True)
         return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
