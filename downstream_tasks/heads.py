@@ -165,8 +165,9 @@ def class_weights(y_train: np.ndarray, n_classes: int) -> np.ndarray:
 def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsConfig) -> HeadResult:
     """Fit ``logistic``, ``ridge`` or ``knn`` on ``features`` ``[n_examples, F]``.
 
-    Inner cross-validation uses the training people only, so that every row of a table, whatever
-    its head, has seen the same people.
+    Weights are fitted on the training people, whatever the head. With ``selection: cv`` so is the
+    setting, and the validation people are not used at all; ``selection: valid``, the probes and
+    fine-tuning pick theirs on the validation people, so that such rows have seen more of them.
     """
     split, target = problem.split, problem.target
     everyone = np.arange(len(features))
@@ -196,6 +197,10 @@ def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsCon
         estimator, {name: values}, scoring=SCORERS[problem.metric], cv=folds, refit=False
     ).fit(x, y)
     chosen = {name: search.best_params_[name], "selection_score": float(search.best_score_)}
+    if len(values) > 1 and kind != "knn" and chosen[name] in (values[0], values[-1]):
+        logger.info(
+            "%s %g is at the edge of its grid: heads.%s may be too narrow", name, chosen[name], name
+        )
     estimator.set_params(**search.best_params_).fit(fit, y_fit)
     if kind == "knn":
         predict = estimator.predict_proba if target.n_classes else estimator.predict

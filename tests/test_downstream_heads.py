@@ -115,6 +115,19 @@ def test_hyper_parameters_matter_and_ties_go_to_the_strongest_penalty(binary):
     assert fit_head("logistic", constant, problem, HeadsConfig()).chosen["C"] == 1e-5
 
 
+def test_a_setting_at_the_edge_of_its_grid_is_logged(caplog):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 200)).astype(np.float32)
+    problem = problem_of(rng.normal(size=120), "mse")  # nothing to find: the strongest penalty
+    with caplog.at_level("INFO"):
+        assert fit_head("ridge", x, problem, HeadsConfig(alpha=(1.0, 100.0))).chosen["alpha"] == 100
+    assert "alpha 100 is at the edge of its grid" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        fit_head("ridge", x, problem, HeadsConfig(alpha=(100.0,)))
+    assert not caplog.text
+
+
 def test_groups_stay_together_in_the_inner_folds():
     """Two runs of a person share a fingerprint that has nothing to do with the class: a
     cross-validation that splits people would prefer the head that memorises it."""

@@ -126,6 +126,10 @@ def test_fingerprinting_needs_no_target():
     assert config.data.target == ""
 
 
+def test_one_output_is_what_a_regression_has():
+    assert make(data={"type": "regression", "nb_classes": 1}).data.nb_classes == 1
+
+
 def test_default_metric_follows_the_task():
     assert make().metric == "balanced_accuracy"
     assert make(data={"type": "regression"}).metric == "mse"
