@@ -73,9 +73,9 @@ def test_the_data_is_real_and_the_gradients_are_those_of_its_training_people(qui
 @pytest.mark.slow
 def test_the_whole_setting_learns_about_the_signal(quickstart, tmp_path):
     """Minutes: the shipped config, uncut, on the data that the quickstart has fetched."""
+    setting = ["--fname", "configs/quickstart.yaml", "--devices", "cpu"]
     done = subprocess.run(
-        [sys.executable, "main.py", "--fname", "configs/quickstart.yaml", "--devices", "cpu"]
-        + [f"logging.folder={tmp_path / 'run'}"],
+        [sys.executable, "main.py", *setting, f"logging.folder={tmp_path / 'run'}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
