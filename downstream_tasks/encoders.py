@@ -100,6 +100,7 @@ class Pretrained:
         head: ``fc_norm.*`` and ``head.*`` of a fine-tuned file, else empty.
         task: what a fine-tuned file of this project says of its task, else ``None``.
         split: part -> ids of its people, of the same files; an export leaves it out.
+        data_dir: the data-set folder of a pretraining run of this project, else ``None``.
     """
 
     encoder: VisionTransformer
@@ -116,6 +117,7 @@ class Pretrained:
     head: dict[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     split: dict[str, list[str]] | None = None
+    data_dir: str | None = None
 
     def knowledge(self) -> dict[str, Any]:
         """All but the weights, in plain types and tensors: what files made from this one keep."""

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from downstream_tasks.cohort import Cohort, load_cohort
+from downstream_tasks.cohort import Cohort
 from downstream_tasks.comparison import ENCODED, MODEL_NAME, Representations, baseline_rows
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.engine_finetune import fine_tune, score_test
-from downstream_tasks.example_clips import clip_geometry
 from downstream_tasks.finetune_state import BEST, LATEST, refuse_stored_run, seed_folder
 from downstream_tasks.heads import HeadResult, Problem, Row, Target, make_target
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.report import write_report
-from downstream_tasks.setup import describe_checkpoint, load_model, prepare
+from downstream_tasks.setup import describe_checkpoint, load_model, load_people, prepare
 from downstream_tasks.splits import Split, assert_disjoint, make_splits
 from downstream_tasks.tasks import DownstreamConfig
 from src.utils.distributed import Ranks, is_first_process, launch
@@ -71,7 +70,7 @@ def run(
         Row(MODEL_NAME, HEAD_NAME, "model", results),
         *baseline_rows(representations, evaluation.problems),
     ]
-    checkpoint = describe_checkpoint(config, evaluation.pretrained)
+    checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     return write_report(
         config.output_dir, config, evaluation.cohort, evaluation.problems, rows, checkpoint
     )
@@ -108,7 +107,7 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> dict[str, An
     setup_logging(config.output_dir)
     pretrained, folder = load_model(config)
     models = [pretrained] if pretrained.head else _stored_models(config)
-    cohort = load_cohort(folder, config.data, clip_geometry(config.data, models[0]))
+    cohort = load_people(config, folder, models[0])
     problems = [stored_problem(config, cohort, model) for model in models]
     results = []
     for model, problem in zip(models, problems, strict=True):

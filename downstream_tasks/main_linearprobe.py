@@ -52,7 +52,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     cohort, problems = evaluation.cohort, evaluation.problems
     representations = Representations(config, cohort, evaluation.pretrained, device)
     head = HEAD_NAMES.get(config.protocol, config.protocol)
-    checkpoint = describe_checkpoint(config, evaluation.pretrained)
+    checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     if evaluate:
         results = [read_head(representations, problem) for problem in problems]
         rows = [Row(MODEL_NAME, head, "model", results), no_features_row(cohort, problems)]

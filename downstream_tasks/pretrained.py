@@ -73,7 +73,7 @@ def load_pretrained(
         path = find_checkpoint(path, load_epoch)
         state = load_checkpoint(path)
     kind, weights = _encoder_weights(state, which, path)
-    known = _read_off_weights(weights, path) | _stated_facts(state, kind)
+    known = _read_off_weights(weights, path) | _stated_facts(state, kind, path)
     flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
     for name, value in flags.items():
         _compare(name, value, known[name], path)
@@ -96,7 +96,7 @@ def load_pretrained(
         gradients=gradients,
         roi_labels=None if labels is None else tuple(labels),
         atlas=knowledge.get("atlas"),
-        **_stated_input(state, knowledge, kind),
+        **_stated_input(state, knowledge, kind, path),
         attn_mode=attn_mode,
         head={
             name: value
@@ -105,6 +105,7 @@ def load_pretrained(
         },
         task=state.get("task"),
         split=state.get("split"),
+        data_dir=state["config"]["data"]["data_dir"] if kind == "pretraining" else None,
     )
 
 
@@ -137,6 +138,7 @@ def _encoder_weights(
     state: Mapping[str, Any], which: str, path: Path
 ) -> tuple[Kind, dict[str, Tensor]]:
     if "model" in state:
+        _require_mapping(state, "model", path)
         weights = {
             name.removeprefix(_FINE_TUNED_PREFIX): value
             for name, value in state["model"].items()
@@ -150,9 +152,29 @@ def _encoder_weights(
         if which not in ("target_encoder", "encoder"):
             raise UserError(f"network is '{which}'; allowed: target_encoder, encoder.")
         require_keys(state, [which], path)
+        _require_mapping(state, which, path)
         weights = {name.removeprefix(PREFIX): value for name, value in state[which].items()}
         kind = "pretraining" if "config" in state else "release"
     return kind, weights
+
+
+def _require_mapping(state: Mapping[str, Any], key: str, path: Path) -> None:
+    if not isinstance(state[key], Mapping):
+        raise UserError(
+            f"checkpoint {path}: '{key}' is a {type(state[key]).__name__}; weights by their names "
+            "were expected. Another program's file?"
+        )
+
+
+def _release_args(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The command line that a fine-tuned file of the release was made with, if it holds that."""
+    args = state.get("args")
+    if args is not None and not isinstance(args, argparse.Namespace):
+        raise UserError(
+            f"checkpoint {path}: 'args' is a {type(args).__name__}; the release's files hold an "
+            "argparse.Namespace. Another program's file?"
+        )
+    return vars(args) if args else {}
 
 
 def _read_off_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -160,7 +182,12 @@ def _read_off_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, An
     needed = ("patch_embed.proj.weight", "pos_embed_proj.emb_h", "norm.weight")
     if missing := [name for name in needed if name not in weights]:
         raise UserError(f"checkpoint {path} holds no Brain-JEPA encoder: no {', '.join(missing)}.")
-    embed_dim, _, _, patch_size = weights["patch_embed.proj.weight"].shape
+    if (shape := weights["patch_embed.proj.weight"].shape)[1:-1] != (1, 1):
+        raise UserError(
+            f"checkpoint {path}: patch_embed.proj.weight has shape {list(shape)}; a Brain-JEPA "
+            "encoder's is [width, 1, 1, patch]. Another model's file?"
+        )
+    embed_dim, patch_size = shape[0], shape[-1]
     # The time code repeats for every ROI: tokens are ROI-major (spec 1), so its period is P.
     emb_h = weights["pos_embed_proj.emb_h"]
     repeats = (emb_h == emb_h[0]).all(dim=1).nonzero().flatten().tolist()
@@ -177,7 +204,7 @@ def _read_off_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, An
     }
 
 
-def _stated_facts(state: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+def _stated_facts(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str, Any]:
     """What the file says in words, beyond the shapes."""
     if kind == "pretraining":
         config = config_from_dict(state["config"], "the checkpoint's config")
@@ -191,19 +218,18 @@ def _stated_facts(state: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         facts = EncoderFacts.from_dict(state["knowledge"]["facts"])
         names = ("num_heads", "add_w", "init", "patch_embed_std")
         return {name: getattr(facts, name) for name in names}
-    if kind == "fine_tuned_release" and (args := state.get("args")) is not None:
-        size = SIZES.get(getattr(args, "model_name", ""), {})
+    if kind == "fine_tuned_release":
+        size = SIZES.get(_release_args(state, path).get("model_name", ""), {})
         return {"num_heads": size["num_heads"]} if size else {}
     return {}
 
 
 def _stated_input(
-    state: Mapping[str, Any], knowledge: Mapping[str, Any], kind: Kind
+    state: Mapping[str, Any], knowledge: Mapping[str, Any], kind: Kind, path: Path
 ) -> dict[str, Any]:
     """Normalisation, its statistics and the resampling, where the file says."""
     if kind == "fine_tuned_release":
-        args = vars(state.get("args")) if state.get("args") else {}
-        result = {}
+        args, result = _release_args(state, path), {}
         if "use_normalization" in args:
             result["normalization"] = "zscore_sample" if args["use_normalization"] else "none"
         if "downsample" in args:

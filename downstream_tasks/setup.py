@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from downstream_tasks.cohort import Cohort, load_cohort
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.example_clips import clip_geometry, clip_sampling
 from downstream_tasks.heads import Problem, make_target
+from downstream_tasks.metrics import metric_names
 from downstream_tasks.preparation import DEFAULT_NORMALIZATION
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.splits import assert_disjoint, load_split, make_splits, split_path
@@ -21,13 +23,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task ready to be evaluated: one problem per seed."""
+    """A task ready to be evaluated: one problem per seed.
+
+    ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, ``None``
+    where that is not known.
+    """
 
     config: DownstreamConfig
     pretrained: Pretrained
     folder: DataFolder
     cohort: Cohort
     problems: Sequence[Problem]
+    pretrained_on: int | None = None
 
 
 def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
@@ -55,7 +62,30 @@ def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
     )
     folder = DataFolder(config.data.data_path)
     pretrained.check_folder(folder)
+    _warn_about_input(config, pretrained)
+    if _training_people(config, pretrained) == "unknown":
+        logger.warning(
+            "%s was fine-tuned on people that it does not name: some may be test people here. "
+            "Give the split it was made with, if there is one: split.file.",
+            pretrained.path,
+        )
     return pretrained, folder
+
+
+def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretrained) -> Cohort:
+    """The labelled people of ``folder``.
+
+    Raises:
+        UserError: as :func:`load_cohort`, and on a metric that their classes do not have.
+    """
+    cohort = load_cohort(folder, config.data, clip_geometry(config.data, pretrained))
+    allowed = metric_names(config.data.type, len(cohort.classes))
+    if config.metric not in allowed:
+        raise UserError(
+            f"evaluation.metric is {config.metric}, which {len(cohort.classes)} classes "
+            f"({', '.join(cohort.classes)}) do not have; allowed: {', '.join(allowed)}."
+        )
+    return cohort
 
 
 def prepare(
@@ -66,10 +96,11 @@ def prepare(
     With ``stored_splits`` they are those that an earlier run wrote there.
 
     Raises:
-        UserError: as :func:`load_model`, :func:`load_cohort` and :func:`make_splits`.
+        UserError: as :func:`load_model`, :func:`load_people` and :func:`make_splits`, and if the
+            checkpoint was fine-tuned on test people.
     """
     pretrained, folder = load_model(config)
-    cohort = load_cohort(folder, config.data, clip_geometry(config.data, pretrained))
+    cohort = load_people(config, folder, pretrained)
     if stored_splits:
         splits = [load_split(split_path(config.output_dir, s), cohort) for s in config.seeds]
         for split in splits:
@@ -77,6 +108,9 @@ def prepare(
     else:
         target_folder = config.output_dir if write_splits else None
         splits = make_splits(cohort, config.split, config.seeds, target_folder)
+    test_people = {person for split in splits for person in cohort.people[split.test]}
+    _check_unseen(pretrained, test_people)
+    pretrained_on = _count_pretrained_on(pretrained, folder, test_people)
     problems = [
         Problem(
             cohort,
@@ -96,13 +130,19 @@ def prepare(
         config.data.unit,
         *counts.values(),
     )
-    return Evaluation(config, pretrained, folder, cohort, problems)
+    if pretrained_on:
+        logger.info(
+            "%d of %d test people were in the training split of the pretraining (without labels)",
+            pretrained_on,
+            len(test_people),
+        )
+    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on)
 
 
-def describe_checkpoint(config: DownstreamConfig, pretrained: Pretrained) -> dict[str, Any]:
-    """Which weights, and which input they had, for ``results.json``."""
-    chosen = config.data.normalization
-    known = pretrained.normalization or DEFAULT_NORMALIZATION
+def describe_checkpoint(
+    config: DownstreamConfig, pretrained: Pretrained, pretrained_on: int | None = None
+) -> dict[str, Any]:
+    """Which weights, whom they have seen, and which input they had, for ``results.json``."""
     return {
         "path": str(pretrained.path),
         "kind": pretrained.kind,
@@ -110,8 +150,67 @@ def describe_checkpoint(config: DownstreamConfig, pretrained: Pretrained) -> dic
         "model_name": pretrained.facts.model_name,
         **pretrained.facts.to_dict(),
         "atlas": pretrained.atlas,
-        "normalization": known if chosen == "checkpoint" else chosen,
+        "training_people": _training_people(config, pretrained),
+        "test_people_in_pretraining": pretrained_on,
+        "normalization": _normalization(config, pretrained),
         "normalization_in_pretraining": pretrained.normalization,
         "sampling": clip_sampling(config.data, pretrained),
         "sampling_in_pretraining": pretrained.sampling,
     }
+
+
+def _normalization(config: DownstreamConfig, pretrained: Pretrained) -> str:
+    chosen = config.data.normalization
+    known = pretrained.normalization or DEFAULT_NORMALIZATION
+    return known if chosen == "checkpoint" else chosen
+
+
+def _warn_about_input(config: DownstreamConfig, pretrained: Pretrained) -> None:
+    """Say where the task's input is not what the encoder was trained with."""
+    pairs = {
+        "data.normalization": (_normalization(config, pretrained), pretrained.normalization),
+        "sampling": (clip_sampling(config.data, pretrained), pretrained.sampling),
+    }
+    differences = [
+        f"{name} is {here}, the checkpoint's is {there}"
+        for name, (here, there) in pairs.items()
+        if there is not None and here != there
+    ]
+    if differences:
+        logger.warning("input unlike that of %s: %s", pretrained.path, "; ".join(differences))
+
+
+# --- whom the checkpoint has seen ----------------------------------------------------------------
+
+
+def _training_people(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
+    """Where it is written whom a fine-tuned checkpoint was trained on; ``None`` for the others."""
+    if not pretrained.head:
+        return None
+    if pretrained.split is not None:
+        return "in the checkpoint"
+    # The release's files and exports name no one.
+    return "as split.file says" if config.split.file else "unknown"
+
+
+def _check_unseen(pretrained: Pretrained, test_people: set[str]) -> None:
+    """Refuse test people with whose labels the checkpoint was fine-tuned, or its epoch chosen."""
+    split = pretrained.split or {}
+    if seen := sorted(test_people & {*split.get("train", ()), *split.get("valid", ())}):
+        raise UserError(
+            f"{len(seen)} of {len(test_people)} test people are among the training and validation "
+            f"people that {pretrained.path} was fine-tuned with: {', '.join(seen[:10])}. Test on "
+            "its own test people by split.file (the split_seed*.tsv beside its seed folder), or "
+            "on a data set of other people."
+        )
+
+
+def _count_pretrained_on(
+    pretrained: Pretrained, folder: DataFolder, test_people: set[str]
+) -> int | None:
+    """Test people in the pretraining's training split, if it read this very folder."""
+    source = pretrained.data_dir
+    if source is None or Path(source).resolve() != folder.path.resolve():
+        return None
+    runs = folder.runs
+    return len(test_people & set(runs["participant_id"][runs["split"] == "train"]))

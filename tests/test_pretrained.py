@@ -11,6 +11,7 @@ from pretraining_helpers import COMPONENTS, FRAMES, ROIS
 
 from downstream_tasks.pretrained import find_checkpoint, load_pretrained
 from src.datasets.folder import DataFolder
+from src.utils.checkpoint import load_checkpoint
 from src.utils.errors import UserError
 
 
@@ -141,6 +142,25 @@ def test_not_an_encoder(tmp_path):
     torch.save({"target_encoder": {"module.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="holds no Brain-JEPA encoder"):
         load_pretrained(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": [1, 2]}, "'model' is a list"),
+        ({"args": {"model_name": "vit_base"}}, "'args' is a dict"),
+        ({"patch": torch.zeros(8, 1, 16)}, r"patch_embed\.proj\.weight has shape \[8, 1, 16\]"),
+    ],
+)
+def test_files_of_other_programs(tmp_path, changes, said):
+    path, _, flags = reference("tiny_finetuned", tmp_path)
+    state = dict(load_checkpoint(path))
+    if "patch" in changes:
+        name = "encoder.patch_embed.proj.weight"
+        changes = {"model": {**state["model"], name: changes["patch"]}}
+    torch.save(state | changes, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=said):
+        load_pretrained(tmp_path / "other.pth", **flags)
 
 
 def test_rois_of_a_folder_are_compared(run, make_folder):
