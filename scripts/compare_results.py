@@ -11,8 +11,9 @@ difference from them on other data means nothing.
 import argparse
 import csv
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def find_results(folders: Sequence[Path]) -> list[Path]:
     """Every ``results.json`` in or below ``folders``, each once, in the order of their paths.
 
     What ``--eval`` wrote beside the results it scored again is left out unless it is named itself:
-    it has the same rows, and in the table nothing would tell them apart.
+    it has the same rows.
     """
     found = []
     for folder in folders:
@@ -69,15 +70,21 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def join(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One line per task, protocol and method, every metric in three columns; numbers, not text."""
+def join(results: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
+    """One line per folder and method, every metric in three columns; numbers, not text.
+
+    ``results`` are by the paths of their files. ``folder`` is as short as tells them apart.
+    """
+    common = Path(os.path.commonpath([path.parent.parent for path in results]))
     lines = []
-    for result in results:
-        published = result["published"]
+    for path, result in results.items():
+        protocol = result["protocol"]
+        # The published numbers are of fine-tuned models; no other protocol compares with them.
+        published = result["published"] if protocol == "fine_tune" else {}
         for row in result["rows"]:
             line = {
                 "task": result["task"],
-                "protocol": result["protocol"],
+                "protocol": f"{protocol}, --eval" if path.parent.name == "eval" else protocol,
                 "type": result["type"],
                 "method": row["name"],
                 "head": row["head"],
@@ -85,6 +92,8 @@ def join(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 "runs": len(row["runs"]),
                 "people": result["cohort"]["n_people"],
                 "main_metric": result["main_metric"],
+                "folder": path.parent.relative_to(common).as_posix(),
+                "checkpoint": result["checkpoint"]["path"],
             }
             for name in result["metrics"]:
                 line[name], line[f"{name}_sd"] = row["mean"][name], row["sd"][name]
@@ -106,7 +115,7 @@ def to_markdown(table: pd.DataFrame) -> str:
         metrics = [name for name in SHOWN[kind] if name in part and part[name].notna().any()]
         header = ["Task", "Protocol", "Method", "Head", "Main metric", "95 % interval"]
         header += [METRIC_TITLES[name] for name in metrics]
-        header += ["Difference from FC", "Published"]
+        header += ["Difference from FC", "Published", "Folder", "Checkpoint"]
         lines = []
         for row in part.to_dict("records"):
             main = row["main_metric"]
@@ -123,7 +132,7 @@ def to_markdown(table: pd.DataFrame) -> str:
                     if pd.notna(row.get(f"published_{name}"))
                 )
             )
-            lines.append(cells)
+            lines.append([*cells, row["folder"], row["checkpoint"]])
         sections.append(markdown_table(header, lines))
     return "\n\n".join(sections) + "\n"
 
@@ -136,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="result folders, or folders of them")
     parser.add_argument("--out", type=Path, help="also write OUT.md and OUT.tsv")
     args = parser.parse_args(arguments)
-    table = join([read_results(path) for path in find_results(args.folders)])
+    table = join({path: read_results(path) for path in find_results(args.folders)})
     text = to_markdown(table)
     print(text, end="")
     if args.out is not None:

@@ -14,7 +14,14 @@ from src.utils.errors import UserError
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "compare_results.py"
 
 
-def write_results(folder: Path, task: str, kind: str, values: dict, published: dict) -> None:
+def write_results(
+    folder: Path,
+    task: str,
+    kind: str,
+    values: dict,
+    published: dict,
+    protocol: str = "fine_tune",
+) -> None:
     def line(name: str, row_kind: str, shift: float) -> dict:
         mean = {metric: value + shift for metric, value in values.items()}
         return {
@@ -33,7 +40,8 @@ def write_results(folder: Path, task: str, kind: str, values: dict, published: d
     results = {
         "format": 1,
         "task": task,
-        "protocol": "fine_tune",
+        "protocol": protocol,
+        "checkpoint": {"path": "logs/run/jepa-latest.pth.tar"},
         "type": kind,
         "metrics": list(values),
         "main_metric": next(iter(values)),
@@ -79,6 +87,22 @@ def test_folders_become_one_table_with_published_numbers(compare, folders, tmp_p
     assert len(table) == 4
     model = table[(table["task"] == "hca_age") & (table["kind"] == "model")].iloc[0]
     assert (model["mse"], model["published_mse"]) == (0.5, 0.298)
+
+
+def test_runs_of_one_task_are_told_apart(compare, folders, capsys):
+    values = {"balanced_accuracy": 0.7, "accuracy": 0.71}
+    more = ("hca_sex", "classification", values, {"accuracy": 0.8152})
+    write_results(folders / "hca_sex/fine_tune/eval", *more)
+    write_results(folders / "hca_sex/linear_probe", *more, "linear_probe")
+    compare.main([str(folders), str(folders / "hca_sex/fine_tune/eval")])
+    lines = capsys.readouterr().out.splitlines()
+    models = [line.split("|") for line in lines if "| hca_sex" in line and "Brain-JEPA" in line]
+    cells = {line[-3].strip(): [cell.strip() for cell in line] for line in models}
+    assert cells.keys() == {"hca_sex/fine_tune", "hca_sex/fine_tune/eval", "hca_sex/linear_probe"}
+    assert cells["hca_sex/fine_tune/eval"][2] == "fine_tune, --eval"
+    assert cells["hca_sex/fine_tune"][-2] == "logs/run/jepa-latest.pth.tar"
+    assert cells["hca_sex/fine_tune"][-4] == "Accuracy 0.8152"
+    assert cells["hca_sex/linear_probe"][-4] == ""  # the paper's models are fine-tuned
 
 
 def test_a_folder_named_twice_counts_once(compare, folders):
