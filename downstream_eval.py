@@ -11,6 +11,7 @@ commands beside the evaluation, each with its own --help:
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -23,6 +24,8 @@ from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
 from src.utils.distributed import default_devices, is_first_process, parse_devices
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
+
+logger = logging.getLogger(__name__)
 
 # What a checkpoint serves for beside an evaluation; each has flags of its own.
 COMMANDS = {"embed": embed, "export": export}
@@ -155,8 +158,14 @@ def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
             overrides[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"override '{text}': the value is not valid YAML.") from error
-    protocol = {name: flags[name] for name in PROTOCOL_KEYS if name in flags}
-    return load_task(*sources, overrides=overrides, protocol_overrides=protocol)
+    config = load_task(*sources, overrides=overrides)  # the files may name the protocol
+    section = getattr(config, config.protocol, None)
+    given = {name: flags[name] for name in PROTOCOL_KEYS if name in flags}
+    used = {name: value for name, value in given.items() if hasattr(section, name)}
+    if ignored := [f"--{name}" for name in given if name not in used]:
+        # Command lines of the release carry all its flags, whatever is run.
+        logger.warning("without effect for %s: %s", config.protocol, ", ".join(ignored))
+    return load_task(*sources, overrides=overrides, protocol_overrides=used) if used else config
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,6 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"--devices names {len(devices)}: name one. Only the training of fine_tune is "
                 "shared among devices."
+            )
+        if flags["resume"]:
+            what = "--eval" if flags["evaluate"] else config.protocol
+            raise UserError(
+                f"--resume: {what} has no state to go on from; run it again without --resume."
             )
         if not is_first_process():
             return

@@ -62,8 +62,25 @@ def test_flags_go_to_the_protocol_that_is_run():
     assert (config.linear_probe.batch_size, config.linear_probe.epochs) == (32, 7)
     assert config.linear_probe.blr == (0.5,)  # one rate in place of the grid
     assert config.fine_tune.batch_size == 16
-    with pytest.raises(UserError, match="--blr means nothing to the protocol ridge"):
-        parse("--config", "hca_age", "--downstream_task", "ridge", "--blr", 0.1)
+
+
+def test_flags_without_effect_for_the_protocol_are_named_and_ignored(caplog):
+    task = ("--config", "hca_age", "--downstream_task")
+    plain = parse(*task, "linear_probe")
+    assert not caplog.records
+    assert parse(*task, "linear_probe", "--gradient_checkpointing", "true") == plain
+    assert "without effect for linear_probe: --gradient_checkpointing" in caplog.text
+    assert parse(*task, "ridge", "--blr", 0.1, "--epochs", 3) == parse(*task, "ridge")
+    assert "without effect for ridge: --epochs, --blr" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [(["--downstream_task", "ridge"], "ridge"), (["--eval"], "--eval")],
+)
+def test_what_has_no_state_to_resume(flags, what):
+    with pytest.raises(UserError, match=f"--resume: {what} has no state"):
+        downstream_eval.main(["--config", "hca_age", "--devices", "cpu", "--resume", *flags])
 
 
 def test_overrides_and_config_files(tmp_path):
