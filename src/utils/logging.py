@@ -80,8 +80,10 @@ class CSVLogger:
         kept = []
         if resume_key is not None and self.path.exists():
             with self.path.open(newline="") as file:
-                # The last row of a run that was killed may be torn: it is one of those to drop.
-                steps = ((row, row.get(resume_key) or "") for row in csv.DictReader(file))
+                # The last row of a run that was killed may be torn: it is one of those to drop, and
+                # a torn step ("1" of "12") would pass for an earlier one.
+                whole = (row for row in csv.DictReader(file) if None not in row.values())
+                steps = ((row, row.get(resume_key) or "") for row in whole)
                 kept = [row for row, at in steps if at.isdecimal() and int(at) < resume_at]
         with replacing(self.path) as file:
             text = io.TextIOWrapper(file, newline="", write_through=True)

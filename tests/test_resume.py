@@ -1,0 +1,243 @@
+"""Going on with a run: exactly as if it had never stopped, or not at all."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from pretraining_helpers import (
+    COMPONENTS,
+    ROIS,
+    flat_weights,
+    make_data,
+    read_latest,
+    tiny_config,
+    train_here,
+)
+
+from src import train
+from src.config import Config
+from src.datasets.synthetic import write_synthetic
+from src.utils.distributed import Ranks, launch
+from src.utils.errors import UserError
+
+LATEST = "jepa-latest.pth.tar"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "run"
+    train_here(tiny_config(data, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(data, tmp_path_factory) -> Path:
+    """The same run, stopped after step 3 of 6."""
+    folder = tmp_path_factory.mktemp("logs") / "run"
+    train_until(3, tiny_config(data, folder))
+    return folder
+
+
+def train_until(step: int, config: Config, ranks: Ranks | None = None) -> None:
+    """Train until a signal to this process, the last of ``ranks``, stops all after ``step``."""
+    ranks = ranks or Ranks(CPU)
+    last = ranks.rank == ranks.world_size - 1
+    real = train.train_step
+
+    def train_step(current, *args, **kwargs):
+        record = real(current, *args, **kwargs)
+        if last and current == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", train_step)
+        train.main(ranks, config)
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    """A run that a test may change."""
+    return Path(shutil.copytree(folder, to))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its log and revision, which note each start, and TensorBoard's."""
+    files = [p for p in folder.iterdir() if p.is_file()]
+    return {p.name: p.read_bytes() for p in files if p.name not in ("log.txt", "revision.txt")}
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step."""
+    with (folder / "jepa_r0.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_resuming_a_finished_run_repeats_its_verdict_and_changes_nothing(finished, data, tmp_path):
+    folder = copy_of(finished, tmp_path / "run")
+    before = contents(folder)
+    said = (folder / "log.txt").read_text()
+    train_here(tiny_config(data, folder), resume=True)
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    for name in (LATEST, "jepa-ep2.pth.tar", "jepa-ep3.pth.tar", "jepa_r0.csv", "masks.png"):
+        assert after[name] == before[name], name
+
+    def verdict(text: str) -> str:
+        return text.splitlines()[-1].split("INFO")[1]
+
+    again = (folder / "log.txt").read_text().removeprefix(said)
+    assert "learning" in verdict(said).lower()
+    assert verdict(again) == verdict(said)
+    assert len((folder / "revision.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_another_number_of_loaders_gives_the_same_bits(finished, stopped, data, tmp_path, workers):
+    folder = copy_of(stopped, tmp_path / "run")
+    resumed = train_here(tiny_config(data, folder, f"data.num_workers={workers}"), resume=True)
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+    assert losses(folder) == losses(finished)
+
+
+# ----------------------------------------------------------------------------------- other data
+def other_data(path: Path, people: int = 12, swap: bool = False) -> Path:
+    """Data that fit the config as well: of more people, or with two ROIs in each other's place."""
+    write_synthetic(path, people, n_rois=ROIS, frames=100, tr=2.0, valid=2, test=2)
+    gradients = np.random.default_rng(0).normal(size=(ROIS, COMPONENTS))
+    np.savetxt(path / "gradients.csv", gradients, delimiter=",")
+    if swap:
+        described = json.loads((path / "dataset.json").read_text())
+        labels = described["roi_labels"]
+        labels[3], labels[4] = labels[4], labels[3]
+        (path / "dataset.json").write_text(json.dumps(described))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"people": 13}, r"trained on 8 clips, and .*other has 9"),
+        ({"people": 11}, r"trained on 8 clips, and .*other has 7"),
+        ({"swap": True}, r"its ROIs are not those of the data"),
+    ],
+)
+def test_other_data_is_refused_and_the_checkpoint_untouched(stopped, tmp_path, change, message):
+    folder = copy_of(stopped, tmp_path / "run")
+    other = other_data(tmp_path / "other", **change)
+    before = contents(folder)
+    with pytest.raises(UserError, match=rf"cannot resume from .*{LATEST}: .*{message}"):
+        train_here(tiny_config(other, folder), resume=True)
+    assert contents(folder) == before
+
+
+def test_the_same_data_elsewhere_is_the_same_run(finished, stopped, tmp_path):
+    folder = copy_of(stopped, tmp_path / "run")
+    moved = other_data(tmp_path / "moved")
+    resumed = train_here(tiny_config(moved, folder), resume=True)
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+
+
+# ------------------------------------------------------------------------------ which checkpoint
+def test_read_checkpoint_begins_a_folder_and_the_latest_goes_on(
+    finished, stopped, data, tmp_path, monkeypatch
+):
+    """A scheduler starts the same command each time: it must not begin again and again."""
+    config = tiny_config(
+        data,
+        tmp_path / "run",
+        "meta.load_checkpoint=true",
+        f"meta.read_checkpoint={stopped / LATEST}",
+    )
+    begun = []
+    real = train.restore
+
+    def restore(state, path, *args):
+        begun.append((Path(path), state["step"]))
+        return real(state, path, *args)
+
+    monkeypatch.setattr(train, "restore", restore)
+    train_until(5, config)
+    train_here(config)
+    latest = tmp_path / "run" / LATEST
+    assert begun == [(stopped / LATEST, 3), (latest, 5)]
+    assert torch.equal(
+        flat_weights(read_latest(latest.parent)), flat_weights(read_latest(finished))
+    )
+
+
+def test_read_checkpoint_may_be_a_name_in_the_folder(finished, data, tmp_path, monkeypatch):
+    """``jepa-ep2``, from a folder whose latest was lost."""
+    folder = copy_of(finished, tmp_path / "run")
+    (folder / LATEST).unlink()
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(data, folder, "meta.read_checkpoint=jepa-ep2.pth.tar")
+    resumed = train_here(config, resume=True)
+    assert "from step 4" in (folder / "revision.txt").read_text().splitlines()[-1]
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+    assert losses(folder) == losses(finished)
+
+
+# -------------------------------------------------------------------------- incomplete checkpoints
+@pytest.mark.parametrize(
+    "key", ["rng", "opt", "predictor", "target_encoder", "monitors", "n_clips", "normalization"]
+)
+def test_a_checkpoint_that_lacks_something_is_one_error(stopped, data, tmp_path, key):
+    folder = copy_of(stopped, tmp_path / "run")
+    state = read_latest(folder)
+    del state[key]
+    torch.save(state, folder / LATEST)
+    before = contents(folder)
+    with pytest.raises(UserError, match=rf"{LATEST} has no {key}; it has: ") as error:
+        train_here(tiny_config(data, folder), resume=True)
+    assert "\n" not in str(error.value)
+    assert contents(folder) == before
+
+
+def test_weights_of_another_shape_are_one_error(stopped, data, tmp_path):
+    folder = copy_of(stopped, tmp_path / "run")
+    state = read_latest(folder)
+    state["encoder"]["module.norm.weight"] = torch.ones(7)
+    torch.save(state, folder / LATEST)
+    with pytest.raises(UserError, match=r"does not fit this encoder: norm\.weight is \(7,\)"):
+        train_here(tiny_config(data, folder), resume=True)
+
+
+# ------------------------------------------------------------------------------- number of devices
+def train_two_steps(ranks: Ranks, config: Config) -> None:
+    """Worker of :func:`launch`: a signal to the second process alone stops both."""
+    train_until(2, config, ranks)
+
+
+def test_two_devices_go_on_as_one_with_twice_the_batch(data, tmp_path, monkeypatch):
+    once = "meta.accumulation_steps=1"
+    whole = train_here(tiny_config(data, tmp_path / "whole", once, "data.batch_size=4"))
+    # Forked from a server that has imported everything: seconds less than starting Python twice.
+    mp.get_context("forkserver").set_forkserver_preload(["src.train"])
+    start = partial(mp.start_processes, start_method="forkserver")
+    monkeypatch.setattr(mp, "start_processes", start)
+    folder = tmp_path / "run"
+    launch(train_two_steps, [CPU, CPU], tiny_config(data, folder, once))
+    state = read_latest(folder)
+    assert (state["step"], state["world_size"], state["batch_size"]) == (2, 2, 2)
+
+    with pytest.raises(UserError, match=r"data\.batch_size x devices is 2, was 4"):
+        train_here(tiny_config(data, folder, once), resume=True)
+    resumed = train_here(tiny_config(data, folder, once, "data.batch_size=4"), resume=True)
+    assert (resumed["step"], resumed["world_size"], resumed["batch_size"]) == (6, 1, 4)
+    assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    # Adam divides by the gradient's size, so rounding shows up in weights whose gradient is zero.
+    assert (flat_weights(resumed) - flat_weights(whole)).abs().mean() < 1e-6
