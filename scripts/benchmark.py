@@ -66,7 +66,10 @@ def measure_loading(config: Config, folder: Path) -> list[Row]:
             read(i)
         return (time.perf_counter() - start) / len(dataset)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the worker process of a DataLoader
     pairs = [(sweep(raw), sweep(dataset.__getitem__)) for _ in range(51)][1:]
+    torch.set_num_threads(threads)
     slicing, loading = (median(column) for column in zip(*pairs, strict=True))
     return [
         ("slice of the raw memory map", f"{slicing * 1e6:.0f} us", "1"),
