@@ -192,7 +192,6 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 
     # --------------------------------------------------------------------------------------- loop
     total_steps = sampler.steps_per_epoch * config.optimization.epochs
-    batches = iter(loader)
     loss = state["loss"] if state else math.nan
     first_monitors = last_monitors = None
     if state:
@@ -203,7 +202,11 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     buffer = StepBuffer()
 
     bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not ranks.main)
-    with stop_requests() as stop, logging_redirect_tqdm(), bar:
+    with stop_requests() as stop, logging_redirect_tqdm(), bar, ExitStack() as ending:
+        batches = iter(loader)
+        if config.data.num_workers:
+            # Left to Python's exit they are sent SIGTERM, which they ignore, and waited for.
+            ending.callback(batches._shutdown_workers)
         for step in range(first_step + 1, total_steps + 1):
             record = train_step(
                 step, batches, trained, networks, optimizer, schedule, config, precision

@@ -1,6 +1,5 @@
 """The masks keep the rules of spec 6, whatever the grid, the batch, the worker and the rank."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -105,10 +105,9 @@ def test_resuming_a_finished_run_repeats_its_verdict_and_changes_nothing(finishe
     assert len((folder / "revision.txt").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_another_number_of_loaders_gives_the_same_bits(finished, stopped, data, tmp_path, workers):
+def test_another_number_of_loaders_gives_the_same_bits(finished, stopped, data, tmp_path):
     folder = copy_of(stopped, tmp_path / "run")
-    resumed = train_here(tiny_config(data, folder, f"data.num_workers={workers}"), resume=True)
+    resumed = train_here(tiny_config(data, folder, "data.num_workers=2"), resume=True)
     assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
     assert losses(folder) == losses(finished)
 
