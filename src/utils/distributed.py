@@ -150,7 +150,7 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
     except mp.ProcessExitedException as error:
         if error.exit_code == USER_ERROR_EXIT_CODE:  # the worker has said what is wrong
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
-        if forwarded.is_set() and error.signal_name == signal.SIGTERM.name:
+        if forwarded.is_set() and error.signal_name in [s.name for s in STOP_SIGNALS]:
             raise SystemExit("stopped before the first step") from None
         raise
     finally:
