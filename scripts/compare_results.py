@@ -79,8 +79,6 @@ def join(results: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
     lines = []
     for path, result in results.items():
         protocol = result["protocol"]
-        # The published numbers are of fine-tuned models; no other protocol compares with them.
-        published = result["published"] if protocol == "fine_tune" else {}
         for row in result["rows"]:
             line = {
                 "task": result["task"],
@@ -103,7 +101,7 @@ def join(results: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
             line["difference_p"] = versus.get("p")
             # The paper has one model and no baseline: its numbers stand beside the model only.
             if row["kind"] == "model":
-                line |= {f"published_{name}": value for name, value in published.items()}
+                line |= {f"published_{k}": value for k, value in result["published"].items()}
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -115,7 +113,7 @@ def to_markdown(table: pd.DataFrame) -> str:
         metrics = [name for name in SHOWN[kind] if name in part and part[name].notna().any()]
         header = ["Task", "Protocol", "Method", "Head", "Main metric", "95 % interval"]
         header += [METRIC_TITLES[name] for name in metrics]
-        header += ["Difference from FC", "Published", "Folder", "Checkpoint"]
+        header += ["Difference from FC", "Published (fine-tuned)", "Folder", "Checkpoint"]
         lines = []
         for row in part.to_dict("records"):
             main = row["main_metric"]
