@@ -19,6 +19,7 @@ from typing import Any, get_args
 import yaml
 
 from downstream_tasks import embed, export, main_finetune, main_linearprobe
+from downstream_tasks.pretrained import two_numbers
 from downstream_tasks.tables import results_markdown
 from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
 from src.utils.distributed import default_devices, is_first_process, parse_devices
@@ -60,14 +61,6 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
     return values[text.lower()]
-
-
-def size(text: str) -> list[int]:
-    """``450,160`` or ``450x160``."""
-    try:
-        return [int(part) for part in text.replace("x", ",").split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not like 450,160") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--label_normalization", **switch, help="z-score regression targets")
     model = parser.add_argument_group("model", "checked against the checkpoint where it says")
     model.add_argument("--model_name")
-    model.add_argument("--crop_size", type=size, metavar="ROIS,FRAMES")
+    model.add_argument("--crop_size", type=two_numbers, metavar="ROIS,FRAMES")
     model.add_argument("--patch_size", type=int)
     model.add_argument("--pred_depth", type=int)
     model.add_argument("--pred_emb_dim", type=int)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.datasets.gradients import correlation
+
 # Correlations are held off 1, where the Fisher z is infinite: two copies of an ROI, short clips.
 _MAX_CORRELATION = 1 - 1e-6
 
@@ -19,11 +21,7 @@ def functional_connectivity(series: np.ndarray) -> np.ndarray:
 
     A constant ROI has no correlation; its entries are 0.
     """
-    centred = series - series.mean(axis=1, keepdims=True, dtype=np.float64)
-    norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
-    correlation = unit @ unit.T
-    upper = correlation[np.triu_indices(len(series), k=1)]
+    upper = correlation(series.astype(np.float64))[np.triu_indices(len(series), k=1)]
     return np.arctanh(np.clip(upper, -_MAX_CORRELATION, _MAX_CORRELATION)).astype(np.float32)
 
 

@@ -31,6 +31,7 @@ from downstream_tasks.tasks import DownstreamConfig, FineTuneConfig
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
 from src.utils.distributed import Ranks, stop_requests
 from src.utils.errors import UserError
+from src.utils.loading import batches_of, leave_signals_to_the_trainer
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast
 from src.utils.schedulers import warmup_cosine
@@ -86,13 +87,14 @@ def fine_tune(
         NumberedSamples(clips),
         batch_sampler=sampler,
         num_workers=config.data.num_workers,
+        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=ranks.device.type == "cuda",
     )
     network = wrap(model, ranks)
 
     # --------------------------------------------------------------------------------------- loop
     total_steps = ft.epochs * sampler.steps_per_epoch
-    buffer, batches = StepBuffer(), iter(loader)
+    buffer = StepBuffer()
     bar = tqdm(
         total=total_steps,
         initial=progress.step,
@@ -100,7 +102,7 @@ def fine_tune(
         desc=f"fine-tune, seed {problem.seed}",
         disable=not ranks.main,
     )
-    with stop_requests() as stop, logging_redirect_tqdm(), bar:
+    with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
         while progress.step < total_steps:
             step = progress.step + 1
             buffer.add(
@@ -302,12 +304,11 @@ def evaluation_loader(
     """This rank's share of the evenly spread clips of ``examples``."""
     clips = ExampleClips(problem.cohort, config.data, pretrained, config.evaluation.clips, examples)
     share = Subset(clips, range(ranks.rank, len(clips), ranks.world_size))
-    workers = config.data.num_workers
     return DataLoader(
         share,
         config.evaluation.encoder_batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=config.data.num_workers,
+        worker_init_fn=leave_signals_to_the_trainer,
     )
 
 
@@ -327,12 +328,13 @@ def predict(
     """
     model.eval()
     own = []
-    for batch in loader:
-        with precision():
-            outputs = model(batch["fmri"].to(ranks.device, non_blocking=True))
-        outputs = outputs.cpu().double()  # on the host: not every device has float64
-        scores = outputs.softmax(dim=1) if problem.target.n_classes else outputs[:, 0]
-        own.append((batch["item"].numpy(), batch["example"].numpy(), scores.numpy()))
+    with batches_of(loader) as batches:
+        for batch in batches:
+            with precision():
+                outputs = model(batch["fmri"].to(ranks.device, non_blocking=True))
+            outputs = outputs.cpu().double()  # on the host: not every device has float64
+            scores = outputs.softmax(dim=1) if problem.target.n_classes else outputs[:, 0]
+            own.append((batch["item"].numpy(), batch["example"].numpy(), scores.numpy()))
     parts = [part for share in ranks.gather(own) for part in share]
     items, examples, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(items)

@@ -358,7 +358,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     facts.add_argument("--model_name", help=f"one of {', '.join(SIZES)}")
     facts.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
-    facts.add_argument("--crop_size", type=_two_numbers, metavar="ROIS,FRAMES")
+    facts.add_argument("--crop_size", type=two_numbers, metavar="ROIS,FRAMES")
     facts.add_argument("--patch_size", type=int, help="frames")
     facts.add_argument("--add_w", choices=POSITION_KINDS)
     facts.add_argument("--gradient_csv_path", help="for checkpoints without gradients")
@@ -375,9 +375,10 @@ def load_from_arguments(arguments: argparse.Namespace) -> Pretrained:
     return load_pretrained(arguments.load_path, which=arguments.network, **flags)
 
 
-def _two_numbers(text: str) -> tuple[int, int]:
+def two_numbers(text: str) -> tuple[int, int]:
+    """``450,160`` or ``450x160``, of a flag."""
     try:
-        rois, frames = (int(part) for part in text.split(","))
+        rois, frames = (int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not like 450,160") from None
     return rois, frames

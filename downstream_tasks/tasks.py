@@ -14,7 +14,7 @@ from typing import Any, Literal
 from downstream_tasks.metrics import metric_names
 from src.config import read_yaml
 from src.utils.errors import UserError, nearest
-from src.utils.typed import from_dict
+from src.utils.typed import from_dict, plain
 
 TASK_FOLDER = Path("configs/downstream")
 
@@ -233,7 +233,7 @@ class DownstreamConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to config.yaml."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
 
 def load_task(
@@ -325,7 +325,7 @@ def _check(config: DownstreamConfig, where: str) -> None:
 
     def require(condition: bool, key: str, allowed: str) -> None:
         if not condition:
-            value = _plain(_get(config, key))
+            value = plain(_get(config, key))
             raise UserError(f"{where}: {key} is {value!r}; allowed: {allowed}.")
 
     if not data.data_path:
@@ -389,10 +389,3 @@ def _check(config: DownstreamConfig, where: str) -> None:
 
 def _get(config: DownstreamConfig, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that YAML and JSON need no extra types."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

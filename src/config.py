@@ -15,7 +15,7 @@ import yaml
 from src.masks.sampler import MaskSettings
 from src.models.vision_transformer import SIZES
 from src.utils.errors import UserError, nearest
-from src.utils.typed import from_dict
+from src.utils.typed import from_dict, plain
 
 Range = tuple[float, float]
 
@@ -157,7 +157,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to YAML and into checkpoints."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -220,7 +220,7 @@ def _check(config: Config, where: str) -> None:
         if not condition:
             section, name = key.split(".")
             value = getattr(getattr(config, section), name)
-            raise UserError(f"{where}: {key} is {_plain(value)!r}; allowed: {allowed}.")
+            raise UserError(f"{where}: {key} is {plain(value)!r}; allowed: {allowed}.")
 
     data, mask, meta, opt = config.data, config.mask, config.meta, config.optimization
     for key in ("data.batch_size", "data.repeats", "mask.patch_size"):
@@ -286,10 +286,3 @@ def _check(config: Config, where: str) -> None:
     for name in ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay"):
         require(getattr(opt, name) >= 0, f"optimization.{name}", ">= 0")
     require(0 <= opt.ema[0] <= opt.ema[1] <= 1, "optimization.ema", "[first, last] within 0 and 1")
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that YAML and ``weights_only`` loading need no extra types."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -68,19 +68,8 @@ def init_dataset(
 
 def init_collator(config: Config, seed: int, rank: int = 0) -> SpatiotemporalMaskCollator:
     """The masks as the config describes them."""
-    mask = config.mask
     return SpatiotemporalMaskCollator(
-        input_size=config.data.crop_size,
-        patch_size=mask.patch_size,
-        enc_mask_scale=mask.enc_mask_scale,
-        pred_mask_R_scale=mask.pred_mask_R_scale,
-        pred_mask_T_scale=mask.pred_mask_T_scale,
-        pred_mask_T_roi_scale=mask.pred_mask_T_roi_scale,
-        pred_mask_R_roi_scale=mask.pred_mask_R_roi_scale,
-        min_keep=mask.min_keep,
-        allow_overlap=mask.allow_overlap,
-        seed=seed,
-        rank=rank,
+        input_size=config.data.crop_size, **vars(config.mask), seed=seed, rank=rank
     )
 
 

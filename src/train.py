@@ -37,9 +37,10 @@ from src.utils.checkpoint import (
     network_state,
     save_checkpoint,
 )
-from src.utils.distributed import Ranks, leave_signals_to_the_trainer, stop_requests
+from src.utils.distributed import Ranks, stop_requests
 from src.utils.errors import UserError
 from src.utils.figures import draw_curves, draw_masks
+from src.utils.loading import batches_of, leave_signals_to_the_trainer
 from src.utils.logging import RunLog, git_revision, setup_logging
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast
@@ -202,11 +203,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     buffer = StepBuffer()
 
     bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not ranks.main)
-    with stop_requests() as stop, logging_redirect_tqdm(), bar, ExitStack() as ending:
-        batches = iter(loader)
-        if config.data.num_workers:
-            # Left to Python's exit they are sent SIGTERM, which they ignore, and waited for.
-            ending.callback(batches._shutdown_workers)
+    with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
         for step in range(first_step + 1, total_steps + 1):
             record = train_step(
                 step, batches, trained, networks, optimizer, schedule, config, precision

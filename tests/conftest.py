@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pretraining_helpers import make_data
 
 from src.datasets.folder import FolderWriter
 
@@ -14,6 +15,12 @@ from src.datasets.folder import FolderWriter
 def _one_thread() -> None:
     """Tests run beside each other, so one of them must not take every core."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that a tiny pretraining run learns from; a test that changes it copies it first."""
+    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture

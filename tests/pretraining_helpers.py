@@ -1,5 +1,6 @@
 """A tiny pretraining run that the tests of the training stack share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,15 @@ def flat_weights(state: dict) -> torch.Tensor:
     """All trained and averaged numbers of a checkpoint, one vector."""
     parts = ("encoder", "predictor", "target_encoder")
     return torch.cat([v.flatten() for part in parts for v in state[part].values()])
+
+
+def overflowing(train_step: Callable, at_step: int) -> Callable:
+    """The training step, with a weight that no forward pass survives from ``at_step`` on."""
+
+    def step_then_overflow(step, batches, trained, *args):
+        if step == at_step:
+            with torch.no_grad():
+                trained.encoder.norm.weight.fill_(3e38)
+        return train_step(step, batches, trained, *args)
+
+    return step_then_overflow

@@ -12,7 +12,6 @@ import torch
 import yaml
 from pretraining_helpers import (
     flat_weights,
-    make_data,
     read_latest,
     tiny_config,
     tiny_values,
@@ -24,11 +23,6 @@ from src.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 240  # seconds; a hang is a failure
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 def command(tmp_path: Path, data: Path, *arguments: str) -> list[str]:

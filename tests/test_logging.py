@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining_helpers import make_data, tiny_config, train_here
+from pretraining_helpers import overflowing, tiny_config, train_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src import train
@@ -22,11 +22,6 @@ from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 
 COLUMNS = ("step", "loss", "r2")
 ALONE = Ranks(torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture
@@ -256,15 +251,7 @@ def test_numbers_that_are_not_finite_come_with_their_samples_and_the_rows_before
 
 
 def test_the_rows_before_a_loss_that_is_not_finite_are_in_the_csv(data, tmp_path, monkeypatch):
-    real = train.train_step
-
-    def overflow(step, batches, trained, *args):
-        if step == 4:  # a weight that no forward pass survives
-            with torch.no_grad():
-                trained.encoder.norm.weight.fill_(3e38)
-        return real(step, batches, trained, *args)
-
-    monkeypatch.setattr(train, "train_step", overflow)
+    monkeypatch.setattr(train, "train_step", overflowing(train.train_step, at_step=4))
     # One epoch of 4 steps, read once, at its end.
     config = tiny_config(
         data,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from pretraining_helpers import flat_weights, make_data, read_latest, tiny_config, train_here
+from pretraining_helpers import flat_weights, read_latest, tiny_config, train_here
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -28,11 +28,6 @@ SYNCHRONISING = (
     *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal"),
     *("aten.is_nonzero", "aten._unique2", "aten.bincount", "aten.unique_consecutive"),
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture(scope="module")

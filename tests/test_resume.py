@@ -16,7 +16,6 @@ from pretraining_helpers import (
     COMPONENTS,
     ROIS,
     flat_weights,
-    make_data,
     read_latest,
     tiny_config,
     train_here,
@@ -30,11 +29,6 @@ from src.utils.errors import UserError
 
 LATEST = "jepa-latest.pth.tar"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import torch
 import yaml
 from pretraining_helpers import (
     flat_weights,
-    make_data,
     read_latest,
     tiny_config,
     tiny_values,
@@ -32,11 +31,6 @@ LATEST = "jepa-latest.pth.tar"
 # Programs are forked from a server that has imported what they import: seconds less for each.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["main"])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 def main_py(arguments: list[str], errors: Path, slow_step: bool) -> None:

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pretraining_helpers import flat_weights, make_data, read_latest, tiny_config, train_here
+from pretraining_helpers import flat_weights, overflowing, read_latest, tiny_config, train_here
 
 from src import train
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +159,7 @@ def test_a_loss_that_is_not_finite_names_step_samples_and_the_last_good_checkpoi
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         good = train_here(config)
-    real = train.train_step
-
-    def overflow(step, batches, trained, *args):
-        if step == 4:  # a weight that no forward pass survives
-            with torch.no_grad():
-                trained.encoder.norm.weight.fill_(3e38)
-        return real(step, batches, trained, *args)
-
-    monkeypatch.setattr(train, "train_step", overflow)
+    monkeypatch.setattr(train, "train_step", overflowing(train.train_step, at_step=4))
     with pytest.raises(UserError) as error:
         train_here(config, resume=True)
     message = str(error.value)

@@ -76,10 +76,15 @@ def group_connectivity(folder: DataFolder, split: str = "train") -> tuple[np.nda
 
 def _fisher_z(series: np.ndarray) -> np.ndarray:
     """Return arctanh of the Pearson correlations of the rows of [R, T]; 0 for bad, zero rows."""
+    return np.arctanh(np.clip(correlation(series), -_MAX_CORRELATION, _MAX_CORRELATION))
+
+
+def correlation(series: np.ndarray) -> np.ndarray:
+    """Pearson correlations of the rows of [R, T], [R, R] of the same type; 0 for constant rows."""
     centred = series - series.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
-    return np.arctanh(np.clip(unit @ unit.T, -_MAX_CORRELATION, _MAX_CORRELATION))
+    return unit @ unit.T
 
 
 def diffusion_gradients(

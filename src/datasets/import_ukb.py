@@ -27,12 +27,12 @@ from tqdm import tqdm
 from src.datasets.folder_format import RUN_COLUMNS, SPLITS
 from src.datasets.folder_writer import FolderWriter
 from src.datasets.people import split_by_hash
+from src.datasets.roi_labels import PUBLISHED_ATLAS
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.files import replacing
 
 SUBCORTEX_FILE = "fMRI.Tian_Subcortex_S3_3T.csv.gz"
 CORTEX_FILE = "fMRI.Schaefer17n400p.csv.gz"
-ATLAS = "Tian-S3+Schaefer400-17n"
 REFUSED_FILE = "refused.tsv"
 SETTINGS_FILE = "import.json"
 
@@ -236,7 +236,7 @@ def import_ukb(
         todo = todo[todo.index(first.person) :]
         provenance = {"source": f"UK Biobank layout, {root}", "settings": settings}
         with FolderWriter(
-            out, roi_labels=first.labels, atlas=ATLAS, provenance=provenance, resume=True
+            out, roi_labels=first.labels, atlas=PUBLISHED_ATLAS, provenance=provenance, resume=True
         ) as writer:
             if not (out / SETTINGS_FILE).exists():
                 with replacing(out / SETTINGS_FILE) as file:

@@ -254,15 +254,6 @@ def stop_requests() -> Iterator[threading.Event]:
         yield event
 
 
-def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """``worker_init_fn`` of a DataLoader: a signal to the group of processes is not for loaders.
-
-    They end when the trainer does.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Plain mappings into typed dataclasses, with an error that says which key is wrong and why."""
+"""Plain mappings into typed dataclasses and back, with errors that say which key is wrong."""
 
 import dataclasses
 import math
@@ -35,6 +35,13 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str, prefix: str =
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}: key '{key}' is missing; expected {_describe(hints[name])}.")
     return cls(**arguments)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML and ``weights_only`` loading need no extra types."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
