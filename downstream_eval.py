@@ -16,8 +16,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-import yaml
-
 from downstream_tasks import embed, export, main_finetune, main_linearprobe
 from downstream_tasks.pretrained import two_numbers
 from downstream_tasks.tables import results_markdown
@@ -25,6 +23,7 @@ from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
 from src.utils.distributed import default_devices, is_first_process, parse_devices
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
+from src.utils.typed import parse_override
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +142,7 @@ def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
     if "use_normalization" in flags:
         method = "zscore_sample" if flags["use_normalization"] else "none"
         overrides["data.normalization"] = method
-    for text in flags["overrides"]:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"'{text}' is not an override; write section.key=value.")
-        try:
-            overrides[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"override '{text}': the value is not valid YAML.") from error
+    overrides |= dict(map(parse_override, flags["overrides"]))
     config = load_task(*sources, overrides=overrides)  # the files may name the protocol
     section = getattr(config, config.protocol, None)
     given = {name: flags[name] for name in PROTOCOL_KEYS if name in flags}

@@ -30,6 +30,7 @@ from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import git_revision
+from src.utils.typed import differences
 
 LATEST = "finetune-latest.pth.tar"
 BEST = "finetune-best.pth.tar"
@@ -184,35 +185,25 @@ class StateFolder:
         self.ranks.barrier()
 
     def _check_same_run(self, state: Mapping[str, Any], path: Path) -> None:
-        differences = []
-        for section in _FIXED_SECTIONS:
-            ours, theirs = self.about["config"][section], state["config"][section]
-            differences += [
-                f"{section}.{key} is {ours.get(key)!r}, was {theirs.get(key)!r}"
-                for key in sorted(ours.keys() | theirs.keys())
-                if f"{section}.{key}" not in _FREE_KEYS and ours.get(key) != theirs.get(key)
-            ]
-        # The metric as resolved: unset and the task's default are the same run.
-        ours = (self.about["task"]["metric"], self.about["config"]["evaluation"]["clips"])
-        theirs = (state["task"]["metric"], state["config"]["evaluation"]["clips"])
-        differences += [
-            f"evaluation.{key} is {here!r}, was {there!r}"
-            for key, here, there in zip(("metric", "clips"), ours, theirs, strict=True)
-            if here != there
-        ]
-        for key in ("effective_batch", "split"):
-            if self.about[key] != state[key]:
-                differences.append(
-                    "the people of the split are others"
-                    if key == "split"
-                    else f"batch_size x accumulation_steps x devices is {self.about[key]}, was "
-                    f"{state[key]}"
-                )
-        if differences:
+        found = differences(_identity(self.about), _identity(state), _FREE_KEYS)
+        if self.about["split"] != state["split"]:
+            found.append("the people of the split are others")
+        if found:
             raise UserError(
-                f"cannot resume from {path}: {'; '.join(differences)}. Use the values of the "
+                f"cannot resume from {path}: {'; '.join(found)}. Use the values of the "
                 "stored run, or another --output_root."
             )
+
+
+def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run and its continuation share, of what is stored about a run."""
+    config = about["config"]
+    return {
+        **{section: config[section] for section in _FIXED_SECTIONS},
+        # The metric as resolved: unset and the task's default are the same run.
+        "evaluation": {"metric": about["task"]["metric"], "clips": config["evaluation"]["clips"]},
+        "batch_size x accumulation_steps x devices": about["effective_batch"],
+    }
 
 
 def effective_batch(config: DownstreamConfig, ranks: Ranks) -> int:

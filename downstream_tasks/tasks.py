@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from downstream_tasks.metrics import metric_names
-from src.config import read_yaml
 from src.utils.errors import UserError, nearest
-from src.utils.typed import from_dict, plain
+from src.utils.typed import from_dict, merge, nested, plain, read_yaml
 
 TASK_FOLDER = Path("configs/downstream")
 
@@ -254,10 +253,10 @@ def load_task(
     values: dict[str, Any] = {}
     for source in sources:
         path = task_path(source)
-        values = _merge({"name": path.stem} | values, read_yaml(path))
+        values = merge({"name": path.stem} | values, read_yaml(path))
     where = " + ".join(str(task_path(source)) for source in sources) or "the flags"
     for name, value in (overrides or {}).items():
-        values = _merge(values, _nested(name, value))
+        values = merge(values, nested(name, value))
     protocol = values.get("protocol", DownstreamConfig.protocol)
     sections = {f.name: f.default_factory for f in dataclasses.fields(DownstreamConfig)}
     for key, value in (protocol_overrides or {}).items():
@@ -265,7 +264,7 @@ def load_task(
         if default is None:
             raise UserError(f"--{key} means nothing to the protocol {protocol}; leave it out.")
         grid = isinstance(default, tuple) and not isinstance(value, list | tuple)
-        values = _merge(values, _nested(f"{protocol}.{key}", [value] if grid else value))
+        values = merge(values, nested(f"{protocol}.{key}", [value] if grid else value))
     return task_from_dict(values, where)
 
 
@@ -295,24 +294,6 @@ def task_path(source: str | Path) -> Path:
             f"{nearest(path.name, names)} Tasks: {', '.join(names)}."
         )
     return named
-
-
-def _nested(name: str, value: Any) -> dict[str, Any]:
-    """``{"a": {"b": value}}`` for the name ``a.b``."""
-    *sections, key = name.split(".")
-    nested: dict[str, Any] = {key: value}
-    for section in reversed(sections):
-        nested = {section: nested}
-    return nested
-
-
-def _merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings key by key; ``new`` wins."""
-    merged = dict(base)
-    for key, value in new.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def _check(config: DownstreamConfig, where: str) -> None:

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from src.masks.sampler import MaskSettings
 from src.models.vision_transformer import SIZES
 from src.utils.errors import UserError, nearest
-from src.utils.typed import from_dict, plain
+from src.utils.typed import from_dict, merge, nested, parse_override, plain, read_yaml
 
 Range = tuple[float, float]
 
@@ -171,7 +169,10 @@ def config_from_dict(
     """Build and check a :class:`Config`; ``where`` names the source in messages."""
     values = {key: dict(val) if isinstance(val, Mapping) else val for key, val in values.items()}
     for override in overrides:
-        _apply_override(values, override)
+        name, value = parse_override(override)
+        if "." not in name:
+            raise UserError(f"'{override}' is not an override; write section.key=value.")
+        values = merge(values, nested(name, value))
     for old, new in ALIASES.items():
         section, key = old.split(".")
         new_key = new.split(".")[1]
@@ -182,35 +183,6 @@ def config_from_dict(
     config = from_dict(Config, values, where)
     _check(config, where)
     return config
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; a missing, unreadable or empty file is a :class:`UserError`."""
-    path = Path(path)
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"no config file {path}.{nearest(path.name, siblings)}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections of keys, but it is {type(values).__name__}.")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    section, dot, key = name.partition(".")
-    if not (equals and dot and section and key):
-        raise UserError(f"'{override}' is not an override; write section.key=value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': the value is not valid YAML.") from error
-    if not isinstance(values.setdefault(section, {}), dict):
-        raise UserError(f"override '{override}': '{section}' is not a section of keys.")
-    values[section][key] = value
 
 
 def _check(config: Config, where: str) -> None:

@@ -1,15 +1,92 @@
-"""Plain mappings into typed dataclasses and back, with errors that say which key is wrong."""
+"""YAML files and ``key=value`` overrides into typed dataclasses, with errors that name the key."""
 
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import yaml
 
 from src.utils.errors import UserError, nearest
 
 T = TypeVar("T")
+
+# ---------------------------------------------------------------------------- nested mappings
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, unreadable or empty file is a :class:`UserError`."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"no config file {path}.{nearest(path.name, siblings)}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold sections of keys, but it is {type(values).__name__}.")
+    return values
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``section.key=value`` into the key and its value, which is read as YAML."""
+    name, equals, value = text.partition("=")
+    if not (equals and all(name.split("."))):
+        raise UserError(f"'{text}' is not an override; write section.key=value.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{text}': the value is not valid YAML.") from error
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """Return ``{"a": {"b": value}}`` for the name ``a.b``."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings key by key; ``new`` wins."""
+    merged = dict(base)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], free: Collection[str] = ()
+) -> list[str]:
+    """Say ``key is X, was Y`` for each key in which two nested configs differ, in their order.
+
+    Keys (``section.key``) and whole sections named in ``free`` may differ. A key that one side
+    lacks counts as ``None``.
+    """
+    here, there = _flat(ours), _flat(theirs)
+    return [
+        f"{key} is {here.get(key)!r}, was {there.get(key)!r}"
+        for key in here | there
+        if here.get(key) != there.get(key) and not (key in free or key.partition(".")[0] in free)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a.b": value}`` for ``{"a": {"b": value}}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# -------------------------------------------------------------------------------- dataclasses
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:

@@ -1,0 +1,49 @@
+"""Nested mappings: overrides, merging, and in which keys two configs differ."""
+
+import pytest
+
+from src.utils.errors import UserError
+from src.utils.typed import differences, merge, nested, parse_override
+
+
+def test_an_override_is_a_dotted_name_and_a_yaml_value():
+    assert parse_override("optimization.lr=0.01") == ("optimization.lr", 0.01)
+    assert parse_override("data.crop_size=[100, 32]") == ("data.crop_size", [100, 32])
+    assert parse_override("output_root=a=b") == ("output_root", "a=b")
+    assert parse_override("model.load_path=") == ("model.load_path", None)
+
+
+@pytest.mark.parametrize("text", ["lr", "=1", "data.=1", ".lr=1", "data..lr=1"])
+def test_what_is_no_override_is_said(text):
+    with pytest.raises(UserError, match=r"is not an override; write section.key=value"):
+        parse_override(text)
+
+
+def test_an_override_whose_value_is_no_yaml():
+    with pytest.raises(UserError, match=r"data\.classes=\[a': the value is not valid YAML"):
+        parse_override("data.classes=[a")
+
+
+def test_merging_goes_key_by_key_and_leaves_its_arguments_alone():
+    base = {"data": {"a": 1, "b": [1, 2]}, "meta": {"c": 3}}
+    new = {"data": {"b": [9]}, "more": 1}
+    assert merge(base, new) == {"data": {"a": 1, "b": [9]}, "meta": {"c": 3}, "more": 1}
+    assert base == {"data": {"a": 1, "b": [1, 2]}, "meta": {"c": 3}}
+    assert merge(base, nested("meta.c", 4))["meta"] == {"c": 4}
+
+
+def test_differences_are_named_with_both_values():
+    ours = {"data": {"a": 1, "b": [1]}, "logging": {"folder": "x"}, "new": {"k": 2}}
+    theirs = {"data": {"a": 2, "b": [1]}, "logging": {"folder": "y"}, "old": {"k": 3}}
+    assert differences(ours, theirs) == [
+        "data.a is 1, was 2",
+        "logging.folder is 'x', was 'y'",
+        "new.k is 2, was None",
+        "old.k is None, was 3",
+    ]
+    assert differences(ours, theirs, {"logging", "data.a", "new", "old"}) == []
+    assert differences(ours, theirs, {"data"})[0].startswith("logging.folder")
+
+
+def test_a_key_that_one_side_does_not_know_may_be_unset():
+    assert differences({"data": {"a": None}}, {"data": {}}) == []
