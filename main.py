@@ -4,7 +4,7 @@ import argparse
 
 from src import train
 from src.config import load_config
-from src.utils.distributed import default_devices, launch, parse_devices
+from src.utils.distributed import default_devices, is_first_process, launch, parse_devices
 from src.utils.errors import run_main
 from src.utils.logging import setup_logging
 
@@ -34,8 +34,8 @@ def main() -> None:
     # An override written right after the devices is read as one of them; no device holds a "=".
     devices = [name for name in arguments.devices if "=" not in name]
     overrides = arguments.overrides + [name for name in arguments.devices if "=" in name]
+    setup_logging(main=is_first_process())
     config = load_config(arguments.fname, overrides)
-    setup_logging()
     launch(train.main, parse_devices(devices), config, arguments.resume)
 
 

@@ -1,10 +1,11 @@
 """Every key of a pretraining YAML: one dataclass per section, loading, overrides and errors.
 
 The release's keys keep their names and sections, so that a config written for it runs unchanged
-(``ALIASES`` lists its other spellings). Keys that are new here have defaults.
+(``RELEASE_KEYS`` lists those that have other names here). Keys that are new here have defaults.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,15 @@ Range = tuple[float, float]
 # The release decimates multiband data (TR about 0.7 s) by 3 to a TR of about 2 s (spec 7).
 DOWNSAMPLE_STRIDE = 3
 
-# Spellings of the release, and the key each of them means here.
-ALIASES = {
-    "meta.use_standatdization": "meta.use_standardization",
-    "meta.checkpoint_activations": "meta.gradient_checkpointing",
+# Keys of the release that have another name here, and what their values mean.
+STANDARDIZATION = ("data.normalization", {False: "robust", True: "zscore_sample"})  # method 7
+RELEASE_KEYS: dict[str, tuple[str, dict[bool, bool | str]]] = {
+    "meta.use_standatdization": STANDARDIZATION,
+    "meta.use_standardization": STANDARDIZATION,
+    "meta.checkpoint_activations": ("meta.gradient_checkpointing", {False: False, True: True}),
 }
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,7 +43,7 @@ class DataConfig:
     num_workers: int = 2
     pin_mem: bool = True
     repeats: int = 1  # clips drawn from each run in an epoch
-    normalization: Literal["robust", "zscore_sample", "zscore_roi", "none"] | None = None
+    normalization: Literal["robust", "zscore_sample", "zscore_roi", "none"] = "robust"
     stride: int | None = None  # every n-th frame; unset: 3 with meta.downsample, else 1
     target_tr: float | None = None  # seconds; resample every run to it instead of striding
     short_runs: Literal["error", "pad", "skip"] = "error"
@@ -94,7 +99,6 @@ class MetaConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     downsample: bool = False
-    use_standardization: bool = True
     seed: int = 0
 
 
@@ -150,8 +154,8 @@ class Config:
 
     @property
     def normalization(self) -> str:
-        """The method, from ``data.normalization`` or the release's ``use_standardization``."""
-        return self.data.normalization or ("robust" if self.meta.use_standardization else "none")
+        """The method of :mod:`src.datasets.normalization`."""
+        return self.data.normalization
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to YAML and into checkpoints."""
@@ -173,16 +177,30 @@ def config_from_dict(
         if "." not in name:
             raise UserError(f"'{override}' is not an override; write section.key=value.")
         values = merge(values, nested(name, value))
-    for old, new in ALIASES.items():
-        section, key = old.split(".")
-        new_key = new.split(".")[1]
-        if isinstance(values.get(section), dict) and key in values[section]:
-            if new_key in values[section]:
-                raise UserError(f"{where}: '{old}' and '{new}' are the same key; keep one of them.")
-            values[section][new_key] = values[section].pop(key)
+    _translate_release_keys(values, where)
     config = from_dict(Config, values, where)
     _check(config, where)
     return config
+
+
+def _translate_release_keys(values: dict[str, Any], where: str) -> None:
+    """Put :data:`RELEASE_KEYS` under the names they have here, and say so; ours win over them."""
+    for old, (new, meanings) in RELEASE_KEYS.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        target = values.setdefault(new_section, {})
+        if not (isinstance(values.get(section), dict) and isinstance(target, dict)):
+            continue  # said below, as of any section that is none
+        if key not in values[section]:
+            continue
+        value = values[section].pop(key)
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {old} is {value!r}; allowed: true or false.")
+        if new_key in target:
+            logger.warning("%s has no effect beside %s", old, new)
+            continue
+        target[new_key] = meanings[value]
+        meaning = str(meanings[value]).lower()
+        logger.info("%s: %s means %s: %s", old, str(value).lower(), new, meaning)
 
 
 def _check(config: Config, where: str) -> None:
@@ -220,11 +238,6 @@ def _check(config: Config, where: str) -> None:
         data.target_tr is None or data.stride is None,
         "data.target_tr",
         "either data.target_tr or data.stride, not both",
-    )
-    require(
-        meta.use_standardization or data.normalization != "robust",
-        "data.normalization",
-        "anything but robust while meta.use_standardization is false",
     )
     try:
         config.make_mask_settings()
