@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -29,6 +28,7 @@ from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.probes import validation_score
 from downstream_tasks.tasks import DownstreamConfig, FineTuneConfig
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
+from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
 from src.utils.distributed import Ranks, stop_requests
 from src.utils.errors import UserError
 from src.utils.loading import batches_of, leave_signals_to_the_trainer
@@ -90,7 +90,7 @@ def fine_tune(
         worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=ranks.device.type == "cuda",
     )
-    network = wrap(model, ranks)
+    network = data_parallel(model, ranks, ft.accumulation_steps)
 
     # --------------------------------------------------------------------------------------- loop
     total_steps = ft.epochs * sampler.steps_per_epoch
@@ -266,8 +266,7 @@ def train_step(
         x = batch["fmri"].to(ranks.device, non_blocking=True)
         y = targets[numbers].to(ranks.device, non_blocking=True)
         last = micro == ft.accumulation_steps - 1
-        hold = isinstance(network, DistributedDataParallel) and not last
-        with network.no_sync() if hold else nullcontext():
+        with nullcontext() if last else no_sync(network):
             with precision():
                 outputs = network(x)
             loss = criterion(outputs, y)
@@ -279,16 +278,8 @@ def train_step(
     limit = float("inf") if ft.clip_grad is None else ft.clip_grad
     grad_norm = nn.utils.clip_grad_norm_(parameters, limit)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    clear_gradients(network, optimizer)
     return StepRecord(losses, grad_norm, examples, {"step": step, "lr": rate})
-
-
-def wrap(model: DownstreamViT, ranks: Ranks) -> nn.Module:
-    """Average gradients over processes, where there are several."""
-    if ranks.world_size == 1:
-        return model
-    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
 # --- evaluation ----------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def measure_step(
 
     PyTorch does not count what a CPU's fused attention does, so only ``normal`` gives all FLOPs.
     """
-    config.meta.attn_mode, config.meta.accumulation_steps = attn_mode, 1
+    config.meta.attn_mode = attn_mode
     rois, frames = config.data.crop_size
     collator = init_collator(config, seed=0)
     networks = init_model(config, torch.randn(rois, 30), device)
@@ -129,16 +129,7 @@ def measure_step(
         torch.cuda.reset_peak_memory_stats(device)
 
     def step() -> None:
-        record = train_step(
-            1,
-            iter([batch]),
-            networks,
-            networks,
-            optimizer,
-            schedule,
-            config,
-            precision,
-        )
+        record = train_step(1, iter([batch]), networks, optimizer, schedule, 1, precision)
         synchronised(record, device)
 
     time_of_step, memory = seconds(step, repeats), peak_memory(device)

@@ -1,7 +1,6 @@
 """Data, networks and optimizer from a config, and a run from its checkpoint."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from src.config import Config
 from src.datasets.fmri import FMRIDataset
 from src.datasets.gradients import load_gradients
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
+from src.models.jepa import Networks
 from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
 from src.utils.checkpoint import NETWORKS, load_checkpoint, load_network, require_keys
 from src.utils.errors import UserError
@@ -37,15 +37,6 @@ RUN_KEYS = (
     *("opt", "step", "loss", "world_size", "rng", "monitors", "normalization", "gradients"),
     *("roi_labels", "n_clips"),
 )
-
-
-@dataclass
-class Networks:
-    """The three networks of the method; the target encoder is an average, and never trained."""
-
-    encoder: VisionTransformer
-    predictor: VisionTransformerPredictor
-    target_encoder: VisionTransformer
 
 
 def init_dataset(

@@ -3,13 +3,12 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -19,7 +18,6 @@ from src.config import Config
 from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
 from src.helper import (
-    Networks,
     check_same_data,
     init_collator,
     init_dataset,
@@ -30,7 +28,7 @@ from src.helper import (
     restore,
 )
 from src.journal import describe, report_monitors, report_step
-from src.models.jepa import jepa_loss, update_target_encoder
+from src.models.jepa import Networks
 from src.utils.checkpoint import (
     NETWORKS,
     checkpoint_path,
@@ -118,7 +116,9 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     # -------------------------------------------------------------------------------------- model
     features = init_roi_features(config, dataset, state)
     networks = init_model(config, features, ranks.device)
-    trained = wrap(networks, config, ranks)
+    if config.meta.compile:
+        networks.compile()
+    networks.distribute(ranks, config.meta.accumulation_steps)
     precision = autocast(ranks.device, config.meta.use_bfloat16)
 
     # ------------------------------------------------------------------------------ optimizer
@@ -206,7 +206,13 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
         for step in range(first_step + 1, total_steps + 1):
             record = train_step(
-                step, batches, trained, networks, optimizer, schedule, config, precision
+                step,
+                batches,
+                networks,
+                optimizer,
+                schedule,
+                config.meta.accumulation_steps,
+                precision,
             )
             epoch, inside = divmod(step - 1, sampler.steps_per_epoch)
             record.scalars |= {"epoch": epoch + 1, "itr": inside}
@@ -252,43 +258,29 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 def train_step(
     step: int,
     batches: Iterator[tuple[dict[str, Tensor], list[Tensor], list[Tensor]]],
-    trained: Networks,
     networks: Networks,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
-    config: Config,
+    accumulation_steps: int,
     precision: Callable[[], AbstractContextManager],
 ) -> StepRecord:
     """One optimizer step over ``accumulation_steps`` micro-batches, with no host synchronisation.
 
-    ``trained`` are the ``networks`` as :func:`wrap` gives them. With several processes, gradients
-    are exchanged in the last micro-step only (spec 8.11).
+    With several processes, gradients are exchanged in the last micro-step only (method 8.11).
     """
     device = next(networks.encoder.parameters()).device
-    accumulation = config.meta.accumulation_steps
     losses, rows = [], []
-    for micro in range(accumulation):
+    for micro in range(1, accumulation_steps + 1):
         batch, (masks_enc,), (masks_pred,) = next(batches)
         rows.append(batch["row"].tolist())
         x, masks_enc, masks_pred = (
             tensor.to(device, non_blocking=True)
             for tensor in (batch["fmri"], masks_enc, masks_pred)
         )
-        with ExitStack() as stack:
-            if micro < accumulation - 1:
-                for network in (trained.encoder, trained.predictor):
-                    if isinstance(network, DistributedDataParallel):
-                        stack.enter_context(network.no_sync())
+        with nullcontext() if micro == accumulation_steps else networks.no_sync():
             with precision():
-                loss = jepa_loss(
-                    trained.encoder,
-                    trained.target_encoder,
-                    trained.predictor,
-                    x,
-                    masks_enc,
-                    masks_pred,
-                )
-            (loss / accumulation).backward()
+                loss = networks.loss(x, masks_enc, masks_pred)
+            (loss / accumulation_steps).backward()
         losses.append(loss.detach())
 
     lr, weight_decay, momentum = (
@@ -303,8 +295,8 @@ def train_step(
     gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
     grad_norm = nn.utils.get_total_norm(gradients)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    update_target_encoder(networks.target_encoder, networks.encoder, momentum)
+    networks.clear_gradients(optimizer)
+    networks.update_target(momentum)
     scalars = {
         "step": step,
         "mask-A": masks_enc.shape[1],
@@ -314,24 +306,6 @@ def train_step(
         "momentum": momentum,
     }
     return StepRecord(losses, grad_norm, rows, scalars)
-
-
-def wrap(networks: Networks, config: Config, ranks: Ranks) -> Networks:
-    """The same networks, compiled and averaging gradients over processes where asked for."""
-    encoder, predictor = networks.encoder, networks.predictor
-    target_encoder = networks.target_encoder
-    if config.meta.compile:
-        # Block sizes change from batch to batch: one dynamic graph in place of many fixed ones.
-        encoder, predictor, target_encoder = (
-            torch.compile(network, dynamic=True) for network in (encoder, predictor, target_encoder)
-        )
-    if ranks.world_size > 1:
-        device_ids = [ranks.device] if ranks.device.type == "cuda" else None
-        encoder, predictor = (
-            DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
-            for network in (encoder, predictor)
-        )
-    return Networks(encoder, predictor, target_encoder)
 
 
 def rng_state() -> dict[str, Tensor]:

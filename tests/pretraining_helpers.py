@@ -80,10 +80,10 @@ def flat_weights(state: dict) -> torch.Tensor:
 def overflowing(train_step: Callable, at_step: int) -> Callable:
     """The training step, with a weight that no forward pass survives from ``at_step`` on."""
 
-    def step_then_overflow(step, batches, trained, *args):
+    def step_then_overflow(step, batches, networks, *args):
         if step == at_step:
             with torch.no_grad():
-                trained.encoder.norm.weight.fill_(3e38)
-        return train_step(step, batches, trained, *args)
+                networks.encoder.norm.weight.fill_(3e38)
+        return train_step(step, batches, networks, *args)
 
     return step_then_overflow

@@ -104,17 +104,20 @@ def test_without_bfloat16_units_the_same_config_gives_the_float32_run(
 
 
 # --------------------------------------------------------------------- recomputation, compilation
-def test_recomputing_activations_in_two_processes_changes_no_loss(data, tmp_path, monkeypatch):
-    """Both use DistributedDataParallel, whose hooks must see each gradient once."""
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_recomputing_activations_in_two_processes_changes_no_loss(
+    data, tmp_path, monkeypatch, accumulation
+):
+    """DistributedDataParallel's hooks see each gradient once; block sizes differ by step."""
     one = tmp_path / "one"
-    short = "optimization.epochs=2"
-    train_here(tiny_config(data, one, "data.batch_size=4", short))
+    short = ("optimization.epochs=2", f"meta.accumulation_steps={accumulation}")
+    train_here(tiny_config(data, one, "data.batch_size=4", *short))
     # Forked from a server that has imported everything: seconds less than starting Python twice.
     mp.get_context("forkserver").set_forkserver_preload(["src.train"])
     start = partial(mp.start_processes, start_method="forkserver")
     monkeypatch.setattr(mp, "start_processes", start)
     two = tmp_path / "two"
-    config = tiny_config(data, two, "meta.gradient_checkpointing=true", short)
+    config = tiny_config(data, two, "meta.gradient_checkpointing=true", *short)
     launch(train.main, [CPU, CPU], config)
     assert read_latest(two)["world_size"] == 2
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
@@ -161,8 +164,9 @@ def one_step(config: Config, device: str) -> Callable[[], StepRecord]:
     optimizer, schedule = init_opt(networks.encoder, networks.predictor, config, 2)
 
     def step(number: int) -> StepRecord:
+        accumulation = config.meta.accumulation_steps
         return train.train_step(
-            number, batches, networks, networks, optimizer, schedule, config, nullcontext
+            number, batches, networks, optimizer, schedule, accumulation, nullcontext
         )
 
     step(1)
