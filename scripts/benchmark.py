@@ -122,9 +122,10 @@ def measure_step(
     optimizer, schedule = init_opt(networks.encoder, networks.predictor, config, 100)
     precision = autocast(device, config.meta.use_bfloat16)
     samples = [
-        {"fmri": torch.randn(1, rois, frames), "row": 0} for _ in range(config.data.batch_size)
+        {"fmri": torch.randn(1, rois, frames), "row": 0, "draw": 0}
+        for _ in range(config.data.batch_size)
     ]
-    batch = collator.at_step(samples, 0)
+    batch = collator(samples)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from src.datasets.folder import DataFolder  # noqa: E402
 from src.datasets.gradients import diffusion_gradients, load_gradients  # noqa: E402
 from src.datasets.synthetic import FAMILIES, Population, make_atlas  # noqa: E402
+from src.masks.sampler import MaskSettings  # noqa: E402
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator  # noqa: E402
 from src.utils.errors import UserError, run_main  # noqa: E402
 from src.utils.figures import BLOCK_COLORS, block_grid, rows_by_block  # noqa: E402
@@ -107,7 +108,7 @@ def save(figure: Figure, path: Path) -> None:
 def draw_method(path: Path) -> None:
     """From a run to the loss (spec 1, 2, 5 and 6), with a mask that the collator drew."""
     n_rois, n_patches, patch_size = 32, 10, 16
-    codes = clear_mask(n_rois, n_patches, patch_size)
+    codes = clear_mask(n_rois, n_patches)
     families = len(FAMILIES)
     run = Population.draw(n_rois, "model", seed=0).run(
         np.random.default_rng(0), np.zeros((families, families)), n_patches * patch_size, tr=0.8
@@ -171,9 +172,9 @@ def draw_method(path: Path) -> None:
     save(figure, path)
 
 
-def clear_mask(n_rois: int, n_patches: int, patch_size: int) -> np.ndarray:
+def clear_mask(n_rois: int, n_patches: int) -> np.ndarray:
     """Block codes [R, P], rows rearranged, of a mask whose parts are all large enough to see."""
-    collator = SpatiotemporalMaskCollator((n_rois, n_patches * patch_size), patch_size)
+    collator = SpatiotemporalMaskCollator(MaskSettings(n_rois, n_patches))
     for step in range(1000):
         sizes = collator.sizes(step)
         codes = block_grid(collator.sample(1, step), 0, (n_rois, n_patches))

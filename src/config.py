@@ -28,6 +28,7 @@ RELEASE_KEYS: dict[str, tuple[str, dict[bool, bool | str]]] = {
     "meta.use_standardization": STANDARDIZATION,
     "meta.checkpoint_activations": ("meta.gradient_checkpointing", {False: False, True: True}),
 }
+MASK_MODES = ("spatiotemporal", "roi_mask")  # the method's masks, here and in the release
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +66,16 @@ class LoggingConfig:
 
 @dataclass
 class MaskConfig:
-    """The observed block and the hidden ones, as (smallest, largest) fractions (spec 6)."""
+    """The observation and target blocks, as :class:`MaskSettings` describes them (method 6)."""
 
     patch_size: int = 16  # frames
-    min_keep: int = 4  # context tokens
-    allow_overlap: bool = False
-    enc_mask_scale: Range = (0.84, 1.0)
-    pred_mask_R_scale: Range = (0.45, 0.6)
-    pred_mask_T_roi_scale: Range = (0.2, 0.6)
-    pred_mask_R_roi_scale: Range = (0.15, 0.3)
-    pred_mask_T_scale: Range = (0.0, 0.4)
+    min_keep: int = MaskSettings.min_keep
+    allow_overlap: bool = MaskSettings.allow_overlap
+    enc_mask_scale: Range = MaskSettings.enc_mask_scale
+    pred_mask_R_scale: Range = MaskSettings.pred_mask_R_scale
+    pred_mask_T_roi_scale: Range = MaskSettings.pred_mask_T_roi_scale
+    pred_mask_R_roi_scale: Range = MaskSettings.pred_mask_R_roi_scale
+    pred_mask_T_scale: Range = MaskSettings.pred_mask_T_scale
 
 
 @dataclass
@@ -89,7 +90,6 @@ class MetaConfig:
     pred_emb_dim: int = 384
     attn_mode: Literal["normal", "sdpa", "flash_attn"] = "sdpa"
     add_w: Literal["mapping", "origin", "anatomical"] = "mapping"
-    mask_mode: Literal["spatiotemporal", "roi_mask"] = "spatiotemporal"
     init: Literal["release", "fan_in"] = "release"
     patch_embed_std: float = 0.02
     load_checkpoint: bool = False
@@ -134,9 +134,9 @@ class Config:
         return rois, frames // self.mask.patch_size
 
     def make_mask_settings(self) -> MaskSettings:
-        """The grid and the fractions of :class:`MaskConfig`, which check each other."""
-        fractions = {k: v for k, v in vars(self.mask).items() if k.endswith("_scale")}
-        return MaskSettings(*self.grid, **fractions, min_keep=self.mask.min_keep)
+        """The grid and the blocks of :class:`MaskConfig`, which check each other."""
+        blocks = {key: value for key, value in vars(self.mask).items() if key != "patch_size"}
+        return MaskSettings(*self.grid, **blocks)
 
     @property
     def encoder_size(self) -> dict[str, int]:
@@ -178,6 +178,7 @@ def config_from_dict(
             raise UserError(f"'{override}' is not an override; write section.key=value.")
         values = merge(values, nested(name, value))
     _translate_release_keys(values, where)
+    _drop_mask_mode(values.get("meta"), where)
     config = from_dict(Config, values, where)
     _check(config, where)
     return config
@@ -201,6 +202,23 @@ def _translate_release_keys(values: dict[str, Any], where: str) -> None:
         target[new_key] = meanings[value]
         meaning = str(meanings[value]).lower()
         logger.info("%s: %s means %s: %s", old, str(value).lower(), new, meaning)
+
+
+def _drop_mask_mode(meta: Any, where: str) -> None:
+    """Take the release's ``mask_mode`` out of the section: there is one kind of masks here."""
+    if isinstance(meta, dict) and "mask_mode" in meta:
+        name = meta.pop("mask_mode")
+        if name not in MASK_MODES:
+            raise UserError(
+                f"{where}: meta.mask_mode is {name!r}; the masks of method 6 are the only ones "
+                f"({' or '.join(MASK_MODES)}). Leave the key out."
+            )
+        logger.info(
+            "%s: meta.mask_mode %s means the spatiotemporal masks of method 6, the only ones here; "
+            "the key can be left out",
+            where,
+            name,
+        )
 
 
 def _check(config: Config, where: str) -> None:

@@ -58,10 +58,8 @@ def init_dataset(
 
 
 def init_collator(config: Config, seed: int, rank: int = 0) -> SpatiotemporalMaskCollator:
-    """The masks as the config describes them."""
-    return SpatiotemporalMaskCollator(
-        input_size=config.data.crop_size, **vars(config.mask), seed=seed, rank=rank
-    )
+    """Return the collator that draws the masks of the config."""
+    return SpatiotemporalMaskCollator(config.make_mask_settings(), seed=seed, rank=rank)
 
 
 def init_roi_features(

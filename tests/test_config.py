@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from src.config import config_from_dict, load_config
+from src.masks.sampler import MaskSettings
 from src.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -15,6 +16,26 @@ PUBLISHED = Path(__file__).parents[1] / "configs" / "ukb_vitb_ep300.yaml"
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_load(path):
     load_config(path)
+
+
+@pytest.mark.parametrize("name", ["roi_mask", "spatiotemporal"])
+def test_mask_mode_names_the_only_masks_and_this_is_logged(name, caplog):
+    caplog.set_level("INFO")
+    config = config_from_dict({"meta": {"mask_mode": name}}, "release.yaml")
+    assert config == config_from_dict({}, "empty.yaml")
+    assert f"release.yaml: meta.mask_mode {name} means the spatiotemporal masks" in caplog.text
+
+
+def test_another_mask_mode_is_a_user_error():
+    with pytest.raises(UserError, match=r"meta\.mask_mode is 'block'; the masks"):
+        config_from_dict({"meta": {"mask_mode": "block"}}, "release.yaml")
+
+
+def test_mask_defaults_are_those_of_the_mask_settings():
+    config = config_from_dict({"data": {"crop_size": [450, 160]}}, "empty.yaml")
+    assert config.make_mask_settings() == MaskSettings(450, 10)
+    overlapping = config_from_dict({"mask": {"allow_overlap": True, "min_keep": 7}}, "new.yaml")
+    assert overlapping.make_mask_settings() == MaskSettings(450, 10, min_keep=7, allow_overlap=True)
 
 
 def test_the_published_settings_are_those_of_the_paper():

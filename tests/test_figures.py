@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from src.datasets.folder import DataFolder
+from src.masks.sampler import MaskSettings
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.utils.errors import UserError
 from src.utils.figures import (
@@ -24,7 +25,7 @@ GRID = (60, 10)
 
 
 def draw(n_steps=6, **options):
-    collator = SpatiotemporalMaskCollator((60, 160), 16, **options)
+    collator = SpatiotemporalMaskCollator(MaskSettings(*GRID, **options))
     return [collator.sample(2, step) for step in range(n_steps)]
 
 

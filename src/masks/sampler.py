@@ -39,7 +39,20 @@ Scale = Sequence[float]
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """Grid of R ROIs x P patches and the configured (min, max) fractions; checked on creation.
+    """A grid of R ROIs x P patches and the (min, max) fractions of its blocks; checked on creation.
+
+    The defaults are the published values, and stand nowhere else.
+
+    Args:
+        n_rois, n_patches: R and P.
+        enc_mask_scale: observation block: of all ROIs, and of the patches.
+        pred_mask_R_scale: alpha's rows, of all ROIs.
+        pred_mask_T_scale: beta's and gamma's columns in each margin, of the patches.
+        pred_mask_T_roi_scale: alpha's window, of the patches.
+        pred_mask_R_roi_scale: beta's rows, of C_R; gamma's, of its complement.
+        min_keep: fewest context tokens.
+        allow_overlap: as in I-JEPA, whether the context may hold targets. False takes the targets
+            out of the observation block; True leaves it whole, with the targets placed as before.
 
     Raises:
         UserError: a fraction outside 0-1 or reversed, target blocks that take every ROI, or a
@@ -48,12 +61,13 @@ class MaskSettings:
 
     n_rois: int
     n_patches: int
-    enc_mask_scale: Scale  # observation: rows, and window
-    pred_mask_R_scale: Scale  # alpha: rows
-    pred_mask_T_scale: Scale  # beta and gamma: columns in each margin
-    pred_mask_T_roi_scale: Scale  # alpha: window
-    pred_mask_R_roi_scale: Scale  # beta and gamma: rows of C_R and of its complement
-    min_keep: int
+    enc_mask_scale: Scale = (0.84, 1.0)
+    pred_mask_R_scale: Scale = (0.45, 0.6)
+    pred_mask_T_scale: Scale = (0.0, 0.4)
+    pred_mask_T_roi_scale: Scale = (0.2, 0.6)
+    pred_mask_R_roi_scale: Scale = (0.15, 0.3)
+    min_keep: int = 4
+    allow_overlap: bool = False
 
     def __post_init__(self) -> None:
         for name in ("enc_mask_scale", "pred_mask_R_scale", "pred_mask_T_roi_scale"):
