@@ -5,15 +5,40 @@ its defaults. Later sources win: dataclass defaults, task file, `--config` file,
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from downstream_tasks.metrics import metric_names
 from src.utils.errors import UserError, nearest
-from src.utils.typed import from_dict, merge, nested, plain, read_yaml
+from src.utils.typed import (
+    NOT_EMPTY,
+    Count,
+    Grid,
+    Limit,
+    Natural,
+    NonNegative,
+    Positive,
+    Relation,
+    at_least,
+    check_relations,
+    from_dict,
+    merge,
+    nested,
+    plain,
+    read_yaml,
+)
+
+# YAML reads bare yes and no as true and false, which no table of people holds.
+Labels = Annotated[
+    tuple[Any, ...],
+    Limit(
+        "of text and numbers (yes and no in quotes, or YAML reads true and false)",
+        lambda labels: all(type(label) in (str, int, float) for label in labels),
+    ),
+]
+BelowOne = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
 
 TASK_FOLDER = Path("configs/downstream")
 
@@ -43,9 +68,9 @@ class DataConfig:
     data_path: str = ""  # a data-set folder (src.datasets.folder)
     target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
     type: Literal["classification", "regression"] = "classification"
-    classes: tuple[Any, ...] = ()  # labels in class order, the second is "positive"; empty: sorted
-    nb_classes: int | None = None  # their number, checked against the data
-    ignore_labels: tuple[Any, ...] = ()  # people with these labels are left out
+    classes: Labels = ()  # labels in class order, the second is "positive"; empty: sorted
+    nb_classes: Count | None = None  # their number, checked against the data
+    ignore_labels: Labels = ()  # people with these labels are left out
     unit: Literal["person", "run", "event"] = "person"  # what gets one score
     runs: tuple[str, ...] = ()  # only these values of the column run; empty: all
     disjoint: tuple[str, ...] = ("family_id",)  # columns no value of which may be in two parts
@@ -54,14 +79,14 @@ class DataConfig:
         "checkpoint"  # what pretraining used; zscore_sample if the file does not say
     )
     downsample: bool | None = None  # every third frame, or every one; unset: as in pretraining
-    stride: int | None = None  # or every n-th frame
-    target_tr: float | None = None  # or resample every run to so many seconds
+    stride: Count | None = None  # or every n-th frame
+    target_tr: Positive | None = None  # or resample every run to so many seconds
     short_runs: Literal["error", "pad", "skip"] = "error"
     bad_rois: Literal["exclude", "zero"] = "exclude"
     delay_seconds: float = 5.0  # unit: event; from the onset to the scored patch
     scored_patch: int = 0  # unit: event; place of the scored patch in the clip
     gradient_csv_path: str | None = None  # unset: from the checkpoint
-    num_workers: int = 2
+    num_workers: Natural = 2
 
 
 @dataclass
@@ -70,8 +95,8 @@ class SplitConfig:
 
     source: Literal["folder", "random"] = "random"  # the folder's split column, or drawn
     file: str | None = None  # a split_seed*.tsv of an earlier run
-    fractions: tuple[float, ...] = (0.6, 0.2, 0.2)
-    seed: int = 0
+    fractions: tuple[Positive, Positive, Positive] = (0.6, 0.2, 0.2)
+    seed: Natural = 0
     resample: bool = False  # new people for every seed
 
 
@@ -96,12 +121,12 @@ class ModelConfig:
 class EvaluationConfig:
     """How a protocol is scored."""
 
-    num_seed: int = 5
-    seed: int = 0  # of the first run
-    clips: int = 1  # evenly spread over a run, predictions averaged; 1 = the centre
+    num_seed: Count = 5
+    seed: Natural = 0  # of the first run
+    clips: Count = 1  # evenly spread over a run, predictions averaged; 1 = the centre
     level: Literal["pooled", "roi"] = "pooled"  # features: mean of all tokens, or of each ROI's
     metric: str | None = None  # selects on validation, compared with FC; unset: by task type
-    n_bootstrap: int = 1000
+    n_bootstrap: Count = 1000
     # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
     # everyone the majority class); what is trained by gradient is unweighted, as published.
     class_weights: Literal["none", "balanced"] | None = None
@@ -113,7 +138,7 @@ class EvaluationConfig:
         "time_permuted",
         "held_constant",
     )
-    encoder_batch_size: int = 16  # clips per frozen forward pass
+    encoder_batch_size: Count = 16  # clips per frozen forward pass
     bfloat16: bool = False  # in frozen forward passes, where the device has it
 
 
@@ -121,16 +146,16 @@ class EvaluationConfig:
 class FineTuneConfig:
     """End-to-end training (spec 7)."""
 
-    batch_size: int = 16
-    epochs: int = 50
+    batch_size: Count = 16
+    epochs: Count = 50
     blr: float = 1e-3  # x batch / 256
     min_lr: float = 1e-6
-    warmup_epochs: float = 0.0
+    warmup_epochs: NonNegative = 0.0
     weight_decay: float = 0.05
-    layer_decay: float = 0.75
-    drop_path: float = 0.1
-    smoothing: float = 0.0
-    accumulation_steps: int = 1
+    layer_decay: Annotated[float, Limit("above 0, at most 1", lambda x: 0 < x <= 1)] = 0.75
+    drop_path: BelowOne = 0.1
+    smoothing: BelowOne = 0.0
+    accumulation_steps: Count = 1
     clip_grad: float | None = None
     gradient_checkpointing: bool = False
     use_bfloat16: bool = True
@@ -141,13 +166,13 @@ class FineTuneConfig:
 class LinearProbeConfig:
     """LARS on frozen pooled features (spec 7); all combinations train in one pass."""
 
-    batch_size: int = 64
-    epochs: int = 50
-    blr: tuple[float, ...] = (0.01, 1.0, 10.0, 100.0, 300.0)  # x batch / 256; published: 0.01
-    weight_decay: tuple[float, ...] = (0.0, 1e-4, 1e-2)  # published: 0
+    batch_size: Count = 64
+    epochs: Count = 50
+    blr: Grid = (0.01, 1.0, 10.0, 100.0, 300.0)  # x batch / 256; published: 0.01
+    weight_decay: Annotated[tuple[NonNegative, ...], NOT_EMPTY] = (0.0, 1e-4, 1e-2)  # published: 0
     min_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    smoothing: float = 0.0
+    warmup_epochs: NonNegative = 0.0
+    smoothing: BelowOne = 0.0
     class_weights: bool | None = None
 
 
@@ -155,13 +180,13 @@ class LinearProbeConfig:
 class AttentiveProbeConfig:
     """One learned query over all frozen tokens, AdamW."""
 
-    batch_size: int = 32
-    epochs: int = 20
-    lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3)  # all trained in one pass over the tokens
+    batch_size: Count = 32
+    epochs: Count = 20
+    lr: Grid = (1e-4, 3e-4, 1e-3)  # all trained in one pass over the tokens
     weight_decay: float = 0.05
-    warmup_epochs: float = 2.0
+    warmup_epochs: NonNegative = 2.0
     num_heads: int | None = None  # unset: one head per 64 dimensions
-    smoothing: float = 0.0
+    smoothing: BelowOne = 0.0
     class_weights: bool | None = None
 
 
@@ -170,11 +195,11 @@ class HeadsConfig:
     """scikit-learn heads on pooled features: grids and how a value is picked from them."""
 
     selection: Literal["cv", "valid"] = "cv"  # inner cross-validation on train, or validation
-    folds: int = 5
-    C: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
-    alpha: tuple[float, ...] = (1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
-    n_neighbors: tuple[int, ...] = (20, 10, 5, 3, 1)
-    max_components: int = 2048  # wider features of larger cohorts are reduced to these
+    folds: Annotated[int, at_least(2)] = 5
+    C: Grid = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
+    alpha: Grid = (1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
+    n_neighbors: Annotated[tuple[Count, ...], NOT_EMPTY] = (20, 10, 5, 3, 1)
+    max_components: Count = 2048  # wider features of larger cohorts are reduced to these
     class_weights: bool | None = None
 
 
@@ -271,7 +296,11 @@ def load_task(
 def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
     """Build and check a :class:`DownstreamConfig`; ``where`` names the source in messages."""
     config = from_dict(DownstreamConfig, values, where)
-    _check(config, where)
+    if not config.data.data_path:
+        raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
+    if not config.data.target and config.protocol != "fingerprint":
+        raise UserError(f"{where}: data.target is missing: the column to predict.")
+    check_relations(config, _relations(config), where)
     weights = config.evaluation.class_weights
     for section in ("fine_tune", "linear_probe", "attentive_probe", "heads"):
         values = getattr(config, section)
@@ -296,77 +325,37 @@ def task_path(source: str | Path) -> Path:
     return named
 
 
-def _check(config: DownstreamConfig, where: str) -> None:
-    """Refuse values that no evaluation can have."""
+def _relations(config: DownstreamConfig) -> Iterator[Relation]:
+    """What ties several keys; the limits of single ones stand beside them."""
     data = config.data
-    n_classes = len(data.classes) or data.nb_classes
-    labels = [*data.classes, *data.ignore_labels]
     needed_type = {"logistic": "classification", "ridge": "regression"}.get(config.protocol)
-    metrics = metric_names(data.type, n_classes or 2)
-
-    def require(condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            value = plain(_get(config, key))
-            raise UserError(f"{where}: {key} is {value!r}; allowed: {allowed}.")
-
-    if not data.data_path:
-        raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
-    if not data.target and config.protocol != "fingerprint":
-        raise UserError(f"{where}: data.target is missing: the column to predict.")
     type_of_protocol = f"{needed_type} with protocol {config.protocol}"
-    require(needed_type in (None, data.type), "data.type", type_of_protocol)
-    if not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in labels):
-        raise UserError(
-            f"{where}: data.classes and data.ignore_labels hold {labels}; allowed: text and "
-            "numbers. YAML reads bare yes and no as true and false: write them in quotes."
-        )
-    require(len({*map(str, data.classes)}) == len(data.classes), "data.classes", "each label once")
-    require(len(data.classes) != 1, "data.classes", "two labels or more")
+    yield Relation(needed_type in (None, data.type), "data.type", type_of_protocol)
+    yield Relation(
+        len({*map(str, data.classes)}) == len(data.classes), "data.classes", "each label once"
+    )
+    yield Relation(len(data.classes) != 1, "data.classes", "two labels or more")
     fewest = 1 if data.type == "regression" else 2  # the release's regression scripts pass 1
-    require(data.nb_classes is None or data.nb_classes >= fewest, "data.nb_classes", f">= {fewest}")
-    require(data.stride is None or data.stride >= 1, "data.stride", ">= 1")
+    yield Relation(
+        data.nb_classes is None or data.nb_classes >= fewest, "data.nb_classes", f">= {fewest}"
+    )
     given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
     first, last = (given[0], given[-1]) if given else ("", "stride")
-    require(len(given) < 2, f"data.{last}", f"unset beside {first}")
-    require(data.target_tr is None or data.target_tr > 0, "data.target_tr", "> 0 seconds")
-    fractions = config.split.fractions
-    require(len(fractions) == 3 and min(fractions) > 0, "split.fractions", "three numbers > 0")
-    require(
+    yield Relation(len(given) < 2, f"data.{last}", f"unset beside {first}")
+    metrics = metric_names(data.type, len(data.classes) or data.nb_classes or 2)
+    yield Relation(
         config.metric in metrics,
         "evaluation.metric",
         f"{', '.join(metrics)}{nearest(config.metric, metrics).rstrip('.')}",
     )
-    for key in (
-        *("evaluation.num_seed", "evaluation.clips", "evaluation.n_bootstrap"),
-        *("evaluation.encoder_batch_size", "fine_tune.accumulation_steps"),
-        "heads.max_components",
-    ):
-        require(_get(config, key) >= 1, key, ">= 1")
-    misplaced = data.unit != "event" and {"raw_patch", "patch_mean"} & {
-        *config.evaluation.baselines
-    }
-    require(not misplaced, "evaluation.baselines", "raw_patch and patch_mean of events only")
-    for key in ("evaluation.seed", "split.seed", "data.num_workers"):
-        require(_get(config, key) >= 0, key, ">= 0")
-    require(config.heads.folds >= 2, "heads.folds", ">= 2")
-    for section in ("fine_tune", "linear_probe", "attentive_probe"):
-        values = getattr(config, section)
-        require(values.batch_size >= 1, f"{section}.batch_size", ">= 1")
-        require(values.epochs >= 1, f"{section}.epochs", ">= 1")
-        require(0 <= values.smoothing < 1, f"{section}.smoothing", "0 to below 1")
-        warmup = values.warmup_epochs
-        require(0 <= warmup <= values.epochs, f"{section}.warmup_epochs", "0 to epochs")
-    for key in (
-        *("linear_probe.blr", "attentive_probe.lr"),
-        *("heads.C", "heads.alpha", "heads.n_neighbors"),
-    ):
-        grid = _get(config, key)
-        require(bool(grid) and min(grid) > 0, key, "numbers > 0, at least one")
-    decays = config.linear_probe.weight_decay
-    require(bool(decays) and min(decays) >= 0, "linear_probe.weight_decay", "numbers >= 0")
-    require(0 < config.fine_tune.layer_decay <= 1, "fine_tune.layer_decay", "above 0, at most 1")
-    require(0 <= config.fine_tune.drop_path < 1, "fine_tune.drop_path", "0 to below 1")
-
-
-def _get(config: DownstreamConfig, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), config)
+    misplaced = {"raw_patch", "patch_mean"} & {*config.evaluation.baselines}
+    yield Relation(
+        data.unit == "event" or not misplaced,
+        "evaluation.baselines",
+        "raw_patch and patch_mean of events only",
+    )
+    for name in ("fine_tune", "linear_probe", "attentive_probe"):
+        section = getattr(config, name)
+        yield Relation(
+            section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", "0 to epochs"
+        )

@@ -18,19 +18,6 @@ def test_shipped_configs_load(path):
     load_config(path)
 
 
-@pytest.mark.parametrize("name", ["roi_mask", "spatiotemporal"])
-def test_mask_mode_names_the_only_masks_and_this_is_logged(name, caplog):
-    caplog.set_level("INFO")
-    config = config_from_dict({"meta": {"mask_mode": name}}, "release.yaml")
-    assert config == config_from_dict({}, "empty.yaml")
-    assert f"release.yaml: meta.mask_mode {name} means the spatiotemporal masks" in caplog.text
-
-
-def test_another_mask_mode_is_a_user_error():
-    with pytest.raises(UserError, match=r"meta\.mask_mode is 'block'; the masks"):
-        config_from_dict({"meta": {"mask_mode": "block"}}, "release.yaml")
-
-
 def test_mask_defaults_are_those_of_the_mask_settings():
     config = config_from_dict({"data": {"crop_size": [450, 160]}}, "empty.yaml")
     assert config.make_mask_settings() == MaskSettings(450, 10)
@@ -60,7 +47,7 @@ def test_what_is_written_is_what_is_read():
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("meta.model_nam=x", ["unknown key 'meta.model_nam'", "Did you mean 'model_name'?"]),
+        ("meta.model_nam=x", ["unknown key 'meta.model_nam'", "Did you mean 'meta.model_name'?"]),
         ("met.seed=1", ["unknown section 'met'", "Did you mean 'meta'?"]),
         ("meta.model_name=vit_bse", ["meta.model_name", "vit_bse", "Did you mean 'vit_base'?"]),
         ("meta.init=fanin", ["meta.init", "'fanin'", "release, fan_in"]),
@@ -68,7 +55,10 @@ def test_what_is_written_is_what_is_read():
         ("data.batch_size=0", ["data.batch_size", "0", ">= 1"]),
         ("data.pin_mem=1", ["data.pin_mem", "true or false"]),
         ("data.crop_size=[450, 161]", ["data.crop_size", "[450, 161]", "multiple of", "16"]),
-        ("data.crop_size=450", ["data.crop_size", "450", "[a whole number, a whole number]"]),
+        (
+            "data.crop_size=450",
+            ["data.crop_size", "450", "[a whole number >= 1, a whole number >= 1]"],
+        ),
         (
             "mask.enc_mask_scale=[1.0, 0.5]",
             ["mask.enc_mask_scale", "[1.0, 0.5]", "0 <= min <= max <= 1"],
@@ -81,9 +71,17 @@ def test_what_is_written_is_what_is_read():
         ("optimization.ema=[1.0, 0.9]", ["optimization.ema", "[1.0, 0.9]"]),
         ("optimization.warmup=301", ["optimization.warmup", "301", "300"]),
         ("meta.embed_dim=100", ["meta.embed_dim", "12 heads"]),
-        ("meta.use_standatdization=robust", ["meta.use_standatdization", "true or false"]),
         ("data.stride=2 data.target_tr=2.0", ["data.target_tr", "not both"]),
-        ("lr=1", ["'lr=1'", "section.key=value"]),
+        ("lr=1", ["unknown key 'lr'", "Did you mean 'optimization.lr'?"]),
+        ("meta.epochs=3", ["'meta.epochs'", "Did you mean 'optimization.epochs'?"]),
+        ("data.seeed=3", ["'data.seeed'. Valid here"]),  # what is alike has another section
+        ("logging.monitor_clips=1", ["logging.monitor_clips is 1", "a whole number >= 2"]),
+        ("logging.monitor_every=15", ["logging.monitor_every is 15", "logging.log_every (10)"]),
+        ("logging.write_tag=a/b", ["logging.write_tag is 'a/b'", "a part of a file name"]),
+        ("data.target_tr=0", ["data.target_tr is 0", "a finite number > 0 or null"]),
+        ("meta.seed=-1", ["meta.seed is -1", ">= 0"]),
+        ("optimization.ipe_scale=0.5", ["optimization.ipe_scale is 0.5", ">= 1"]),
+        ("optimization.ema=[0.9, 1.1]", ["[0.9, 1.1]", "from 0 to 1"]),
     ],
 )
 def test_a_mistake_is_one_clear_line(override, parts):

@@ -97,7 +97,7 @@ def test_overrides_and_config_files(tmp_path):
     [
         ([], "--config is missing"),
         (["--config", "hca_sax"], r"Did you mean 'hca_sex'\?"),
-        (["--config", "hca_sex", "data.targt=x"], r"Did you mean 'target'\?"),
+        (["--config", "hca_sex", "data.targt=x"], r"Did you mean 'data.target'\?"),
         (["--config", "hca_sex", "nonsense"], "section.key=value"),
         (["--config", "hca_sex", "--task", "regression", "--downstream_task", "logistic"], "class"),
     ],

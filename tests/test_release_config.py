@@ -14,6 +14,7 @@ from src.config import Config, load_config
 from src.datasets.folder import FolderWriter
 from src.models.vision_transformer import VisionTransformer
 from src.utils.distributed import Ranks
+from src.utils.errors import UserError
 
 # All keys of the published ViT-B, with their values and in their spelling.
 RELEASE = """
@@ -157,7 +158,7 @@ def test_every_key_keeps_its_value(release):
     assert config.grid == (450, 10)
     assert config.encoder_size == {"embed_dim": 768, "depth": 12, "num_heads": 12}
     resolved = config.to_dict()
-    renamed = {"meta.use_standatdization"}
+    renamed = {"meta.use_standatdization", "meta.mask_mode"}
     for section, keys in yaml.safe_load(RELEASE).items():
         for key, value in keys.items():
             if f"{section}.{key}" not in renamed:
@@ -166,15 +167,14 @@ def test_every_key_keeps_its_value(release):
 
 def test_what_keys_of_the_release_mean_here_is_said_once(release, caplog):
     caplog.set_level(logging.INFO)
-    config = load_config(release)
-    assert config.data.normalization == "robust"
-    lines = [r.getMessage() for r in caplog.records if "use_standatdization" in r.getMessage()]
-    assert lines == ["meta.use_standatdization: false means data.normalization: robust"]
+    assert load_config(release).data.normalization == "robust"
+    assert caplog.messages == [
+        f"{release}: meta.use_standatdization: false means data.normalization: robust",
+        f"{release}: meta.mask_mode: roi_mask means the spatiotemporal masks of method 6, the only "
+        "ones here",
+    ]
     load_config(release, ["meta.use_standatdization=true"])
-    assert (
-        caplog.messages[-1] == "meta.use_standatdization: true means "
-        "data.normalization: zscore_sample"
-    )
+    assert "use_standatdization: true means data.normalization: zscore_sample" in caplog.text
 
 
 def test_normalization_where_given_decides_alone(release, caplog):
@@ -188,3 +188,22 @@ def test_normalization_where_given_decides_alone(release, caplog):
 def test_the_published_setting_is_the_default(release):
     release.write_text(RELEASE.replace("  use_standatdization: false\n", ""))
     assert load_config(release).data.normalization == "robust"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("meta.use_standatdization=robust", "is 'robust'; allowed: false, true"),
+        ("meta.use_standatdization=1", "is 1; allowed: false, true"),
+        ("meta.mask_mode=block", "is 'block'; allowed: roi_mask, spatiotemporal"),
+        ("meta.mask_mode=null", "is None; allowed: roi_mask, spatiotemporal"),
+        ("data=3", "'data' must be a section of keys, but it is 3"),
+    ],
+)
+def test_values_that_the_release_does_not_have_are_refused(release, override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(release, [override])
+
+
+def test_the_other_spelling_of_checkpointing(release):
+    assert load_config(release, ["meta.checkpoint_activations=true"]).meta.gradient_checkpointing

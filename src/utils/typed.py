@@ -1,12 +1,15 @@
 """YAML files and ``key=value`` overrides into typed dataclasses, with errors that name the key."""
 
 import dataclasses
+import difflib
+import functools
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
 
@@ -86,32 +89,65 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# ------------------------------------------------------------------------------------- limits
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a key may hold beyond its type: ``Annotated[int, Limit(">= 1", test)]``."""
+
+    allowed: str
+    holds: Callable[[Any], bool]
+    options: Collection[str] = ()
+
+
+def at_least(minimum: float) -> Limit:
+    """Values from ``minimum`` on."""
+    return Limit(f">= {minimum}", lambda value: value >= minimum)
+
+
+def one_of(options: Collection[str]) -> Limit:
+    """One of some names that are listed elsewhere."""
+    return Limit(f"one of {', '.join(options)}", lambda value: value in options, options)
+
+
+NOT_EMPTY = Limit("not empty", len)
+
+Natural = Annotated[int, at_least(0)]
+Count = Annotated[int, at_least(1)]
+NonNegative = Annotated[float, at_least(0)]
+Positive = Annotated[float, Limit("> 0", lambda value: value > 0)]
+Fraction = Annotated[float, Limit("from 0 to 1", lambda value: 0 <= value <= 1)]
+Grid = Annotated[tuple[Positive, ...], NOT_EMPTY]
+
+
+class Relation(NamedTuple):
+    """A condition that ties several keys: whether it holds, the key to mend, what is allowed."""
+
+    holds: bool
+    key: str
+    allowed: str
+
+
+def check_relations(config: Any, relations: Iterable[Relation], where: str) -> None:
+    """Raise :class:`UserError` at the first relation that does not hold, with the key's value."""
+    for holds, key, allowed in relations:
+        if not holds:
+            value = plain(functools.reduce(getattr, key.split("."), config))
+            raise UserError(f"{where}: {key} is {value!r}; allowed: {allowed}.")
+
+
 # -------------------------------------------------------------------------------- dataclasses
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str, prefix: str = "") -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build dataclass ``cls``, nested ones too, from ``values`` read from ``where``.
 
-    An unknown key, a missing one without a default and a value of the wrong type each raise a
-    :class:`UserError` naming the key, the value, what is allowed and the nearest valid key.
+    An unknown key, a missing one without a default, a value of the wrong type and one outside its
+    :class:`Limit` each raise a :class:`UserError` naming the key, the value, what is allowed and
+    the nearest valid key.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            kind = "section" if any(dataclasses.is_dataclass(h) for h in hints.values()) else "key"
-            raise UserError(
-                f"{where}: unknown {kind} '{prefix}{key}'.{nearest(str(key), fields)} "
-                f"Valid here: {', '.join(fields)}."
-            )
-    arguments = {}
-    for name, spec in fields.items():
-        key = prefix + name
-        if name in values:
-            arguments[name] = _convert(hints[name], values[name], where, key)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise UserError(f"{where}: key '{key}' is missing; expected {_describe(hints[name])}.")
-    return cls(**arguments)
+    return _build(cls, values, where, "", cls)
 
 
 def plain(value: Any) -> Any:
@@ -121,58 +157,131 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    def wrong() -> UserError:
-        options = [str(o) for o in typing.get_args(hint)] if _is_literal(hint) else []
-        hint_text = nearest(str(value), options)
-        return UserError(f"{where}: {key} is {value!r}; allowed: {_describe(hint)}.{hint_text}")
+def key_names(cls: type, prefix: str = "") -> list[str]:
+    """Every key of a dataclass of sections, as ``section.key``."""
+    names = []
+    for name, hint in typing.get_type_hints(cls).items():
+        nested_names = key_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else []
+        names += nested_names or [prefix + name]
+    return names
 
+
+def nearest_key(name: str, cls: type) -> str | None:
+    """The key of ``cls``, as ``section.key``, that was meant by ``name``, with or without section.
+
+    The same name in another section comes before a similar one in the same.
+    """
+    section, _, bare = name.rpartition(".")
+    keys = [(full, *full.rpartition(".")[::2]) for full in key_names(cls)]
+    same = [full for full, _, key in keys if key == bare]
+    if same:
+        return same[0]
+    candidates = {key: full for full, place, key in keys if not section or place == section}
+    close = difflib.get_close_matches(bare, candidates, n=1, cutoff=0.7)
+    return candidates[close[0]] if close else None
+
+
+def _build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str, root: type) -> T:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in fields:
+            raise _unknown_key(str(key), value, fields, where, prefix, root)
+    arguments = {}
+    for name, spec in fields.items():
+        key, hint = prefix + name, hints[name]
+        if name not in values:
+            if spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+                raise UserError(f"{where}: key '{key}' is missing; expected {_describe(hint)}.")
+        elif dataclasses.is_dataclass(hint):
+            if not isinstance(values[name], Mapping):
+                raise UserError(
+                    f"{where}: '{key}' must be a section of keys, but it is {values[name]!r}."
+                )
+            arguments[name] = _build(hint, values[name], where, f"{key}.", root)
+        else:
+            try:
+                arguments[name] = _convert(hint, values[name])
+            except _NotAllowed as error:
+                raise UserError(
+                    f"{where}: {key} is {plain(values[name])!r}; allowed: {_describe(hint)}."
+                    f"{nearest(str(error.value), error.options)}"
+                ) from None
+    return cls(**arguments)
+
+
+def _unknown_key(
+    key: str, value: Any, fields: Collection[str], where: str, prefix: str, root: type
+) -> UserError:
+    """A section is compared with sections and a key with keys: each may be in another place."""
+    if isinstance(value, Mapping):
+        kind, hint = "section", nearest(key, fields)
+    else:
+        near = nearest_key(prefix + key, root)
+        kind, hint = "key", f" Did you mean '{near}'?" if near else ""
+    return UserError(
+        f"{where}: unknown {kind} '{prefix}{key}'.{hint} Valid here: {', '.join(fields)}."
+    )
+
+
+class _NotAllowed(Exception):
+    """A value that its key cannot hold; ``options`` are names that may have been meant."""
+
+    def __init__(self, value: Any, options: Collection[Any] = ()) -> None:
+        super().__init__(value)
+        self.value, self.options = value, [str(option) for option in options]
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """The value as its type hint says, or :class:`_NotAllowed`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where}: '{key}' must be a section of keys, but it is {value!r}.")
-        return from_dict(hint, value, where, prefix=f"{key}.")
+    if origin is Annotated:
+        converted = _convert(args[0], value)
+        for limit in args[1:]:
+            if not limit.holds(converted):
+                raise _NotAllowed(value, limit.options)
+        return converted
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
         (inner,) = [a for a in args if a is not type(None)]
-        return _convert(inner, value, where, key)
-    if _is_literal(hint):
+        return _convert(inner, value)
+    if origin is Literal:
         if value not in args:
-            raise wrong()
+            raise _NotAllowed(value, args)
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise wrong()
+            raise _NotAllowed(value)
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
-            raise wrong()
-        return tuple(_convert(h, v, where, key) for h, v in zip(inner, value, strict=True))
+            raise _NotAllowed(value)
+        return tuple(_convert(h, v) for h, v in zip(inner, value, strict=True))
     if hint is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-6, without a point, as text
             number = float(value)
         except (TypeError, ValueError):
-            raise wrong() from None
+            raise _NotAllowed(value) from None
         if not math.isfinite(number):
-            raise wrong()
+            raise _NotAllowed(value)
         return number
     if type(value) is not hint:
-        raise wrong()
+        raise _NotAllowed(value)
     return value
-
-
-def _is_literal(hint: Any) -> bool:
-    return typing.get_origin(hint) is Literal
 
 
 def _describe(hint: Any) -> str:
     """What a key may hold, in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        limits = ", ".join(limit.allowed for limit in args[1:])
+        comma = "," if typing.get_origin(args[0]) is tuple else ""
+        return limits if args[0] is str else f"{_describe(args[0])}{comma} {limits}"
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if a is type(None) else _describe(a) for a in args)
-    if _is_literal(hint):
+    if origin is Literal:
         return ", ".join(str(a) for a in args)
     if origin is tuple:
         if args[-1] is Ellipsis:
