@@ -8,6 +8,7 @@ from src.config import Config
 from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler
 from src.helper import Networks
+from src.monitors import FixedClips
 from src.utils.distributed import Ranks
 from src.utils.logging import RunLog
 
@@ -19,7 +20,7 @@ SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
 def describe(
     config: Config,
     dataset: FMRIDataset,
-    held_out: FMRIDataset,
+    held_out: FixedClips,
     sampler: MicroBatchSampler,
     networks: Networks,
     ranks: Ranks,
@@ -105,9 +106,12 @@ def report_step(row: dict[str, float], step: int, total_steps: int, log: RunLog,
 def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
     """What held-out people say, in the log and TensorBoard."""
     logger.info(
-        "held-out people after step %d: R2 %+.4f variance %.4g (%.1f %% of the total) RankMe %.1f",
+        "held-out people after step %d: R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
+        "variance %.4g (%.1f %% of the total) RankMe %.1f",
         step,
         values["r2"],
+        values["r2_clip_constant"],
+        values["r2_swapped"],
         values["variance"],
         100 * values["variance_share"],
         values["rankme"],

@@ -91,7 +91,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         dataset = init_dataset(config, "train", stats)
     if state:
         check_same_data(state, dataset, start)
-    held_out = monitors.held_out_clips(config, dataset.stats)
+    held_out = monitors.FixedClips(config, config.logging.monitor_split, dataset.stats)
+    fitted_on = monitors.FixedClips(config, "train", dataset.stats)
     collator = init_collator(config, seed=config.meta.seed, rank=ranks.rank)
     sampler = MicroBatchSampler(
         len(dataset),
@@ -161,7 +162,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         """The learning monitors now; only the main process takes them."""
         return monitors.measure(
             networks,
-            monitors.held_out_batches(held_out, config),
+            fitted_on,
+            held_out,
             monitors.fixed_masks(config),
             ranks.device,
             precision,

@@ -2,8 +2,10 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+from pretraining_helpers import FRAMES, ROIS, tiny_config
 from torch import nn
 
 from src import monitors
@@ -11,8 +13,7 @@ from src.helper import Networks
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
 
-SAMPLES, ROIS, PATCHES, WIDTH = 12, 5, 2, 8
-TOKENS = ROIS * PATCHES
+SAMPLES, TOKENS, WIDTH = 12, 10, 8
 MASKS = [
     (torch.tensor([0, 1, 2, 3]), torch.tensor([5, 8])),
     (torch.tensor([2, 3, 6]), torch.tensor([0, 9, 4])),
@@ -55,13 +56,17 @@ def targets(features) -> torch.Tensor:
     return jepa_targets(Lookup(features), numbers.float())
 
 
-def batches(size: int = 5) -> list[torch.Tensor]:
-    return list(torch.arange(SAMPLES).float().reshape(SAMPLES, 1, 1, 1).split(size))
+def batches(samples: range, size: int = 5) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Samples as their numbers, each of a person of its own."""
+    numbers = torch.tensor(list(samples))
+    clips = numbers.float().reshape(-1, 1, 1, 1)
+    return list(zip(clips.split(size), numbers.split(size), strict=True))
 
 
 def measure(features: torch.Tensor, predictor: nn.Module, size: int = 5) -> dict[str, float]:
     networks = Networks(Lookup(features), predictor, Lookup(features))
-    return monitors.measure(networks, batches(size), MASKS, torch.device("cpu"), nullcontext)
+    every = batches(range(SAMPLES), size)
+    return monitors.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
 
 
 def test_a_predictor_that_knows_only_positions_has_r2_zero():
@@ -85,19 +90,19 @@ def test_one_sample_measures_nothing():
 
 def measure_targets(features: torch.Tensor, predictor: nn.Module) -> dict[str, float]:
     networks = Networks(Lookup(features), predictor, Lookup(features))
-    numbers = torch.arange(len(features)).float().reshape(-1, 1, 1, 1)
-    return monitors.measure(networks, [numbers], MASKS, torch.device("cpu"), nullcontext)
+    every = batches(range(len(features)), len(features))
+    return monitors.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
 
 
 def test_a_predictor_that_knows_everything_has_r2_one(features, targets):
-    class Oracle(nn.Module):
+    class Finds(nn.Module):
         def forward(self, x, masks_x, masks):
             sample = [  # what the encoder saw tells which sample it is
                 int((features[:, masks_x[0, 0]] - row[0]).abs().sum(-1).argmin()) for row in x
             ]
             return apply_masks(targets[sample], masks)
 
-    assert measure(features, Oracle())["r2"] == pytest.approx(1.0, abs=1e-5)
+    assert measure(features, Finds())["r2"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_wrong_predictor_is_below_zero(features, targets):
@@ -125,7 +130,9 @@ def test_rankme_is_the_entropy_of_the_singular_values(features, targets):
 
 def test_the_batch_size_changes_nothing(features, targets):
     predictor = Answer(targets.mean(0) + 0.1)
-    assert measure(features, predictor, 1) == pytest.approx(measure(features, predictor, 12))
+    assert measure(features, predictor, 1) == pytest.approx(
+        measure(features, predictor, 12), rel=1e-5
+    )
 
 
 def test_a_collapse_shows_in_the_variance_where_rank_and_share_hide_it(features):
@@ -137,15 +144,179 @@ def test_a_collapse_shows_in_the_variance_where_rank_and_share_hide_it(features)
     assert after["rankme"] > 0.8 * before["rankme"]
 
 
+# --- clips with traits ---------------------------------------------------------------------------
+
+TRAINING, HELD_OUT = range(100, 400), range(60)
+
+
+class Traits:
+    """Two thousand clips: position mean, a constant per clip, and a signal at each token.
+
+    The encoder's tokens hold the constant, and ``knows`` of the signal at the same token.
+    """
+
+    def __init__(self, knows: float = 0.0) -> None:
+        torch.manual_seed(2)
+        shape = (2000, TOKENS, WIDTH)
+        raw = torch.randn(TOKENS, WIDTH) + 0.5 * torch.randn(2000, 1, WIDTH) + torch.randn(shape)
+        self.targets = jepa_targets(nn.Identity(), raw)
+        self.positions = self.targets.mean(0)
+        left = self.targets - self.positions
+        self.constants = left.mean(1)  # [2000, D]
+        self.signal = left - self.constants[:, None]
+        self.context = self.constants[:, None] + knows * self.signal
+
+    def measure(self, predictor: nn.Module, size: int = 7) -> dict[str, float]:
+        networks = Networks(Lookup(self.context), predictor, Lookup(self.targets))
+        training, held_out = batches(TRAINING, size), batches(HELD_OUT, size)
+        device = torch.device("cpu")
+        return monitors.measure(networks, training, held_out, MASKS, device, nullcontext)
+
+
+class PositionsAndTrait(nn.Module):
+    """Predicts the true mean of each position plus what the clip's context tokens share."""
+
+    def __init__(self, traits: Traits) -> None:
+        super().__init__()
+        self.positions = traits.positions
+
+    def forward(self, x: torch.Tensor, masks_x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        table = self.positions.expand(len(masks), -1, -1)
+        return apply_masks(table, masks) + x.mean(1, keepdim=True)
+
+
+class Oracle(nn.Module):
+    """Finds the clip by its context, and predicts its targets."""
+
+    def __init__(self, traits: Traits) -> None:
+        super().__init__()
+        self.traits = traits
+
+    def forward(self, x: torch.Tensor, masks_x: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        context = self.traits.context[:, masks_x[0, 0]]
+        clips = [int((context - row[0]).abs().sum(-1).argmin()) for row in x]
+        return apply_masks(self.traits.targets[clips], masks)
+
+
+def test_knowing_each_clips_constant_beats_the_position_mean_and_not_the_clip_constant():
+    traits = Traits()
+    values = traits.measure(PositionsAndTrait(traits))
+    assert values["r2"] > 0.1
+    assert values["r2_clip_constant"] == pytest.approx(0.0, abs=0.01)
+    assert values["r2_clip_constant"] <= 0
+    assert values["r2_swapped"] < -0.1
+    said = monitors.verdict(values, values)
+    assert said.startswith("NOT LEARNING: held-out R2 over one constant per clip is")
+    assert "position mean is not beaten" not in said
+
+
+def test_a_predictor_that_ignores_its_context_scores_the_same_with_anothers():
+    traits = Traits()
+    values = traits.measure(Answer(traits.positions + 0.1))
+    assert values["r2_swapped"] == pytest.approx(values["r2"], abs=1e-6)
+
+
+def test_a_predictor_that_knows_the_signal_beats_all_references():
+    traits = Traits(knows=1.0)
+    values = traits.measure(Oracle(traits))
+    assert values["r2"] == pytest.approx(1.0, abs=1e-5)
+    assert values["r2_clip_constant"] == pytest.approx(1.0, abs=1e-5)
+    assert values["r2_swapped"] < -0.5
+    assert monitors.verdict(values, values).startswith("learning: ")
+
+
+def test_the_clip_constant_is_fitted_to_training_clips_only():
+    """Where constant and context are related the other way in training, it is of no use."""
+    traits = Traits()
+    traits.context[HELD_OUT.stop :] *= -1
+    values = traits.measure(Answer(traits.positions))
+    assert values["r2"] == pytest.approx(0.0, abs=0.02)
+    assert values["r2_clip_constant"] > 0.1
+    fitted = monitors.fit_clip_constant(
+        Networks(Lookup(traits.context), nn.Identity(), Lookup(traits.targets)),
+        batches(TRAINING),
+        MASKS,
+        torch.device("cpu"),
+        nullcontext,
+    )
+    assert fitted.diagonal().mean() < -0.5
+
+
+def test_the_clip_constant_is_the_reference_of_its_definition():
+    """By hand: mean at each position plus constant, the error corrected by S / (S - 1)."""
+    traits = Traits(knows=0.3)
+    prediction = traits.positions + 0.2
+    values = traits.measure(Answer(prediction))
+    networks = Networks(Lookup(traits.context), nn.Identity(), Lookup(traits.targets))
+    fitted = monitors.fit_clip_constant(
+        networks, batches(TRAINING), MASKS, torch.device("cpu"), nullcontext
+    ).float()
+    held_out = slice(HELD_OUT.start, HELD_OUT.stop)
+    n, error, reference, positions = len(HELD_OUT), 0.0, 0.0, 0.0
+    for context, target in MASKS:
+        targets = traits.targets[held_out][:, target]
+        left = targets - (traits.context[held_out][:, context].mean(1) @ fitted)[:, None]
+        reference += (left - left.mean(0)).square().sum() * n / (n - 1)
+        positions += (targets - targets.mean(0)).square().sum() * n / (n - 1)
+        error += (targets - prediction[target]).square().sum()
+    assert values["r2_clip_constant"] == pytest.approx((1 - error / reference).item(), abs=1e-4)
+    assert values["r2"] == pytest.approx((1 - error / positions).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 7, 60])
+def test_each_clip_is_swapped_for_the_one_before_in_any_batches(size):
+    traits = Traits()
+    values = traits.measure(PositionsAndTrait(traits), size)
+    held_out = slice(HELD_OUT.start, HELD_OUT.stop)
+    n, error, positions = len(HELD_OUT), 0.0, 0.0
+    for context, target in MASKS:
+        targets = traits.targets[held_out][:, target]
+        own = traits.context[held_out][:, context].mean(1, keepdim=True)
+        error += (targets - traits.positions[target] - own.roll(1, 0)).square().sum()
+        positions += (targets - targets.mean(0)).square().sum() * n / (n - 1)
+    assert values["r2_swapped"] == pytest.approx((1 - error / positions).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "people", [[0, 0, 1, 1], [0, 1, 1, 1, 2, 2], [0] * 5 + [1] * 3 + [2] * 2, list(range(7))]
+)
+def test_neighbours_are_different_people(people):
+    people = np.array(people)
+    order = monitors.people_apart(people)
+    assert sorted(order) == list(range(len(people)))
+    around = people[order]
+    assert (around != np.roll(around, 1)).all()
+
+
+def test_clips_are_fixed_spread_and_kept_apart_by_person(data, tmp_path):
+    config = tiny_config(data, tmp_path, "logging.monitor_clips=12")
+    clips = monitors.FixedClips(config, "train", None)
+    assert len(clips) == 12
+    shown, people = (torch.cat(parts) for parts in zip(*clips, strict=True))
+    assert shown.shape == (12, 1, ROIS, FRAMES)
+    assert len(people.unique()) == 8  # all of the training people
+    assert (people != people.roll(1)).all()
+    assert torch.equal(next(iter(monitors.FixedClips(config, "train", None)))[0], shown[:2])
+
+
 @pytest.mark.parametrize(
     ("last", "words"),
     [
-        ({"r2": 0.1, "variance": 0.2}, "learning: held-out R2"),
-        ({"r2": -0.1, "variance": 0.2}, "NOT LEARNING: held-out R2 is -0.100"),
-        ({"r2": float("nan"), "variance": 0.2}, "NOT LEARNING"),
-        ({"r2": 0.1, "variance": 0.002}, "collapsed"),
+        ({}, "learning: held-out R2 over the position mean +0.100, over one constant per clip"),
+        ({"r2": -0.1}, "NOT LEARNING: held-out R2 over the position mean is -0.100"),
+        ({"r2": float("nan")}, "NOT LEARNING: held-out R2 over the position mean"),
+        (
+            {"r2_clip_constant": -0.2},
+            "NOT LEARNING: held-out R2 over one constant per clip is -0.2",
+        ),
+        ({"r2_clip_constant": float("nan")}, "NOT LEARNING: held-out R2 over one constant"),
+        ({"r2_swapped": 0.1}, "NOT LEARNING: held-out R2 with another clip's context is 0.100"),
+        ({"variance": 0.002}, "collapsed"),
     ],
 )
 def test_the_last_line_says_what_the_numbers_mean(last, words):
     first = {"r2": -1.0, "variance": 0.3, "rankme": 5.0, "variance_share": 0.5}
-    assert words in monitors.verdict(first, {**first, **last})
+    good = {**first, "r2": 0.1, "r2_clip_constant": 0.05, "r2_swapped": -0.2, "variance": 0.2}
+    said = monitors.verdict(first, {**good, **last})
+    assert said.startswith(words) or words == "collapsed" in said
+    assert said.startswith("NOT LEARNING") == bool(last)

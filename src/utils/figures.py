@@ -30,6 +30,8 @@ BLOCK_NAMES = {
 CURVES = {  # columns of the log, and what they are
     "loss": "loss (smooth L1)",
     "r2": "held-out R² over the position mean",
+    "r2_clip_constant": "held-out R² over one constant per clip",
+    "r2_swapped": "held-out R² with another clip's context",
     "variance": "target variance between samples",
     "variance_share": "share of their total variance",
     "rankme": "RankMe of the targets",
