@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from downstream_tasks.metrics import metric_names
+from src.datasets.normalization import Method
 from src.utils.errors import UserError, nearest
 from src.utils.typed import (
     NOT_EMPTY,
@@ -75,7 +76,7 @@ class DataConfig:
     runs: tuple[str, ...] = ()  # only these values of the column run; empty: all
     disjoint: tuple[str, ...] = ("family_id",)  # columns no value of which may be in two parts
     label_normalization: bool = True  # z-score regression targets on training people
-    normalization: Literal["checkpoint", "robust", "zscore_sample", "zscore_roi", "none"] = (
+    normalization: Literal["checkpoint", Method] = (
         "checkpoint"  # what pretraining used; zscore_sample if the file does not say
     )
     downsample: bool | None = None  # every third frame, or every one; unset: as in pretraining

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from src.datasets.normalization import Method
 from src.masks.sampler import MaskSettings
 from src.models.vision_transformer import SIZES
 from src.utils.errors import UserError
@@ -67,7 +68,7 @@ class DataConfig:
     num_workers: Natural = 2
     pin_mem: bool = True
     repeats: Count = 1  # clips drawn from each run in an epoch
-    normalization: Literal["robust", "zscore_sample", "zscore_roi", "none"] = "robust"
+    normalization: Method = "robust"
     stride: Count | None = None  # every n-th frame; unset: 3 with meta.downsample, else 1
     target_tr: Positive | None = None  # seconds; resample every run to it instead of striding
     short_runs: Literal["error", "pad", "skip"] = "error"

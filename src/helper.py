@@ -80,6 +80,7 @@ def init_roi_features(
         dataset.n_rois,
         roi_labels=dataset.folder.roi_labels,
         kind="centroids" if config.meta.add_w == "anatomical" else "gradients",
+        training_data=dataset.folder,
     )
     return torch.as_tensor(features)
 

@@ -30,6 +30,7 @@ def tiny_values(data: Path, folder: Path) -> dict:
             "gradient_csv_path": str(data / "gradients.csv"),
             "batch_size": 2,
             "crop_size": [ROIS, FRAMES],
+            "normalization": "robust_frames",
             "num_workers": 0,
         },
         "logging": {

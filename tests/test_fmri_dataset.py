@@ -15,8 +15,13 @@ from src.utils.errors import UserError
 CROP = (12, 32)
 
 
+def clips_of(data_dir, split, crop_size=CROP, **options):
+    """The data set; robust_frames unless another method is asked for."""
+    return FMRIDataset(data_dir, split, crop_size, **{"normalization": "robust_frames"} | options)
+
+
 def reference(path, row, start, step=1, crop=CROP):
-    """Robust clip straight from the files, in float64."""
+    """robust_frames clip straight from the files, in float64."""
     folder = DataFolder(path)
     train = np.concatenate([folder.series(r) for r in folder.rows("train")], axis=1)
     q1, median, q3 = np.percentile(train.astype(np.float64), (25, 50, 75), axis=1)[..., None]
@@ -34,7 +39,7 @@ def spoil_run_1(series, i):
 
 def test_items_are_normalised_clips_of_the_split(make_folder):
     path = make_folder()
-    dataset = FMRIDataset(path, "train", CROP, clips="center")
+    dataset = clips_of(path, "train", CROP, clips="center")
     assert len(dataset) == 4
     assert dataset.rows.tolist() == [0, 1, 2, 5]
     assert dataset.participant_ids.tolist() == ["p0", "p1", "p2", "p0"]
@@ -49,12 +54,12 @@ def test_items_are_normalised_clips_of_the_split(make_folder):
 
 @pytest.mark.parametrize("split", [["valid", "test"], np.array([3, 4])])
 def test_splits_and_rows(make_folder, split):
-    assert FMRIDataset(make_folder(), split, CROP).rows.tolist() == [3, 4]
+    assert clips_of(make_folder(), split, CROP).rows.tolist() == [3, 4]
 
 
 def test_stride_and_random_start(make_folder):
     path = make_folder(frames=(110,) * 5)
-    dataset = FMRIDataset(path, "train", CROP, stride=3)
+    dataset = clips_of(path, "train", CROP, stride=3)
     possible = np.stack([reference(path, 1, start, step=3) for start in range(110 - 93)])
     starts = set()
     for epoch in range(200):
@@ -67,12 +72,12 @@ def test_stride_and_random_start(make_folder):
 
 def test_evenly_spread_clips(make_folder):
     path = make_folder()
-    dataset = FMRIDataset(path, "valid", CROP, clips=3)
+    dataset = clips_of(path, "valid", CROP, clips=3)
     assert len(dataset) == 3
     assert dataset.participant_ids.tolist() == ["p3"] * 3
     for j, start in enumerate((0, 14, 28)):
         np.testing.assert_allclose(dataset[j]["fmri"][0], reference(path, 3, start), atol=1e-4)
-    two_runs = FMRIDataset(path, ["valid", "test"], CROP, clips=2)
+    two_runs = clips_of(path, ["valid", "test"], CROP, clips=2)
     assert [two_runs[i]["row"] for i in range(len(two_runs))] == [3, 3, 4, 4]
 
 
@@ -82,18 +87,18 @@ def test_runs_of_different_tr_are_brought_to_one(tmp_path):
         for tr, t in seconds.items():
             writer.add_run(np.stack([t, 3 * t]), participant_id=f"tr{tr}", tr=tr)
     options = {"sampling": "tr", "target_tr": 2.0, "normalization": "none", "clips": "center"}
-    dataset = FMRIDataset(tmp_path / "x", "train", (2, 16), **options)
+    dataset = clips_of(tmp_path / "x", "train", (2, 16), **options)
     for item in dataset:
         a, b = item["fmri"][0]
         torch.testing.assert_close(a.diff(), torch.full((15,), 2.0), rtol=0, atol=1e-4)
         torch.testing.assert_close(b, 3 * a)
     with pytest.raises(UserError, match="finer than the TR of 2 s"):
-        FMRIDataset(tmp_path / "x", "train", (2, 16), **options | {"target_tr": 1.0})
+        clips_of(tmp_path / "x", "train", (2, 16), **options | {"target_tr": 1.0})
 
 
 @pytest.mark.parametrize("method", ["zscore_sample", "zscore_roi", "none"])
 def test_other_normalisations(make_folder, method):
-    dataset = FMRIDataset(make_folder(), "train", CROP, normalization=method)
+    dataset = clips_of(make_folder(), "train", CROP, normalization=method)
     clip = dataset[0]["fmri"][0]
     assert dataset.stats is None
     if method == "none":
@@ -107,29 +112,29 @@ def test_other_normalisations(make_folder, method):
 def test_statistics_of_a_checkpoint_are_used(make_folder):
     path = make_folder()
     stats = {"median": torch.zeros(12), "iqr": torch.full((12,), 2.0)}
-    half = FMRIDataset(path, "test", CROP, stats=stats)[0]["fmri"]
-    as_is = FMRIDataset(path, "test", CROP, normalization="none")[0]["fmri"]
+    half = clips_of(path, "test", CROP, stats=stats)[0]["fmri"]
+    as_is = clips_of(path, "test", CROP, normalization="none")[0]["fmri"]
     torch.testing.assert_close(half, as_is / 2)
     assert not (path / "normalization.npz").exists()
     with pytest.raises(UserError, match="the statistics given: median must be 12"):
-        FMRIDataset(path, "test", CROP, stats={"median": np.zeros(3), "iqr": np.ones(3)})
+        clips_of(path, "test", CROP, stats={"median": np.zeros(3), "iqr": np.ones(3)})
 
 
 # --- bad ROIs and short runs -----------------------------------------------------------------
 
 
 def test_runs_with_bad_rois_are_left_out_and_counted(make_folder, caplog):
-    dataset = FMRIDataset(make_folder(spoil=spoil_run_1), "train", CROP)
+    dataset = clips_of(make_folder(spoil=spoil_run_1), "train", CROP)
     assert dataset.rows.tolist() == [0, 2, 5]
     assert "1 of 4 runs left out" in caplog.text
     with pytest.raises(UserError, match="all 1 have a bad ROI"):
-        FMRIDataset(dataset.folder.path, np.array([1]), CROP)
+        clips_of(dataset.folder.path, np.array([1]), CROP)
 
 
 @pytest.mark.parametrize("method", ["robust", "zscore_sample", "zscore_roi", "none"])
 def test_or_kept_with_those_rois_at_zero(make_folder, method):
     path = make_folder(spoil=spoil_run_1)
-    dataset = FMRIDataset(path, "train", CROP, bad_rois="zero", normalization=method)
+    dataset = clips_of(path, "train", CROP, bad_rois="zero", normalization=method)
     assert dataset.rows.tolist() == [0, 1, 2, 5]
     clip = dataset[1]["fmri"][0]
     assert not clip[[4, 7]].any()
@@ -146,17 +151,17 @@ def test_short_runs_are_refused_padded_or_skipped(make_folder, caplog):
     with pytest.raises(
         UserError, match=r"1 of 3 runs are too short .*p1/01/1 with 25 frames of the 32"
     ):
-        FMRIDataset(path, "train", CROP)
-    padded = FMRIDataset(path, "train", CROP, short_runs="pad")
+        clips_of(path, "train", CROP)
+    padded = clips_of(path, "train", CROP, short_runs="pad")
     clip = padded[1, 7]["fmri"][0]
     np.testing.assert_allclose(clip[:, :25], reference(path, 1, 0, crop=(12, 25)), atol=1e-4)
     assert not clip[:, 25:].any()
     assert "too short" in caplog.text
-    skipped = FMRIDataset(path, "train", CROP, short_runs="skip")
+    skipped = clips_of(path, "train", CROP, short_runs="skip")
     assert skipped.rows.tolist() == [0, 2]
     with pytest.raises(UserError, match="3 of 3 runs are too short"):
-        FMRIDataset(path, "train", (12, 64), short_runs="skip")
-    strided = FMRIDataset(path, "train", (12, 24), stride=2, short_runs="pad")
+        clips_of(path, "train", (12, 64), short_runs="skip")
+    strided = clips_of(path, "train", (12, 24), stride=2, short_runs="pad")
     assert strided[1]["fmri"][0, :, 12].any()  # frame 24, the run's last
     assert not strided[1]["fmri"][0, :, 13:].any()
 
@@ -165,7 +170,7 @@ def test_short_runs_are_refused_padded_or_skipped(make_folder, caplog):
 
 
 def test_the_draw_is_the_same_for_any_number_of_workers(make_folder):
-    dataset = FMRIDataset(make_folder(), "train", CROP, seed=3)
+    dataset = clips_of(make_folder(), "train", CROP, seed=3)
     order = [(i, epoch) for epoch in (0, 5) for i in range(len(dataset))]
     first, *others = (
         torch.cat(
@@ -179,12 +184,12 @@ def test_the_draw_is_the_same_for_any_number_of_workers(make_folder):
     assert all(torch.equal(first, other) for other in others)
     assert not torch.equal(first[:4], first[4:])
     assert torch.equal(dataset[1]["fmri"], dataset[1, 0]["fmri"])
-    other_seed = FMRIDataset(dataset.folder.path, "train", CROP, seed=4)
+    other_seed = clips_of(dataset.folder.path, "train", CROP, seed=4)
     assert not torch.equal(torch.stack([other_seed[i]["fmri"] for i in range(4)]), first[:4])
 
 
 def test_a_pickled_data_set_carries_no_data(make_folder):
-    dataset = FMRIDataset(make_folder(frames=(5000,) * 5), "train", CROP)
+    dataset = clips_of(make_folder(frames=(5000,) * 5), "train", CROP)
     sent = pickle.dumps(dataset)
     assert len(sent) < 10_000
     assert torch.equal(pickle.loads(sent)[2]["fmri"], dataset[2]["fmri"])
@@ -192,7 +197,7 @@ def test_a_pickled_data_set_carries_no_data(make_folder):
 
 def test_items_are_copies_and_end_where_the_data_set_ends(make_folder):
     path = make_folder(frames=(32,) * 5)
-    dataset = FMRIDataset(path, "train", CROP, normalization="none")
+    dataset = clips_of(path, "train", CROP, normalization="none")
     before = (path / "timeseries.npy").read_bytes()
     dataset[0]["fmri"].zero_()
     assert (path / "timeseries.npy").read_bytes() == before
@@ -226,7 +231,7 @@ def test_items_are_copies_and_end_where_the_data_set_ends(make_folder):
 def test_options_that_do_not_fit_are_refused(make_folder, changed, message):
     options = {"split": "train", "crop_size": CROP} | changed
     with pytest.raises(UserError, match=message):
-        FMRIDataset(make_folder(), **options)
+        clips_of(make_folder(), **options)
 
 
 # --- cost ------------------------------------------------------------------------------------
@@ -245,7 +250,7 @@ def published_size(tmp_path_factory):
 
 
 def test_memory_does_not_grow_with_reading(published_size):
-    dataset = FMRIDataset(published_size, "train", (450, 160))
+    dataset = clips_of(published_size, "train", (450, 160))
     dataset[0]
     tracemalloc.start()
     for i in range(len(dataset)):

@@ -189,6 +189,65 @@ def test_another_order_of_rois_is_refused(folder):
         load_gradients(path, N_ROIS, roi_labels=labels)
 
 
+# --- whose gradients -------------------------------------------------------------------------
+
+
+def swapped(folder, path):
+    """The same folder with the series of its first and second person exchanged."""
+    order = (1, 0, 2, 3)
+    with FolderWriter(path, roi_labels=folder.roi_labels, atlas="line", provenance={}) as writer:
+        for person in range(4):
+            writer.add_run(folder.series(order[person]), participant_id=f"p{person}", tr=2)
+    return DataFolder(path)
+
+
+def test_gradients_of_other_training_runs_are_refused_in_pretraining(folder, tmp_path):
+    path = compute_gradients(folder, n_components=4)
+    values = load_gradients(path, N_ROIS, training_data=folder)
+    other = swapped(folder, tmp_path / "other")
+    with pytest.raises(UserError) as error:
+        load_gradients(path, N_ROIS, training_data=other)
+    assert str(error.value).startswith(f"{path} was not computed from the training runs of")
+    assert "from 5 runs of 4 people; there are 4 of 4" in str(error.value)
+    # The command that it names computes what is then accepted.
+    command = str(error.value).split("Compute it anew: ")[1].split(" (")[0].split()
+    assert command[:3] == ["python", "-m", module.__name__]
+    main(command[3:])
+    anew = load_gradients(path, N_ROIS, training_data=other)
+    assert not np.array_equal(anew, values)
+    assert anew.shape == values.shape
+    with pytest.raises(UserError, match="not computed from the training runs"):
+        load_gradients(path, N_ROIS, training_data=folder)
+
+
+def test_two_swapped_people_are_enough_and_a_phenotype_is_not(folder, tmp_path):
+    four = swapped(folder, tmp_path / "four")
+    path = compute_gradients(four, n_components=2)
+    with pytest.raises(UserError, match="4 runs of 4 people then and now, but other people"):
+        load_gradients(path, N_ROIS, training_data=swapped(four, tmp_path / "again"))
+    table = four.path / "participants.tsv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{head}\tage", *(f"{row}\t50" for row in rows)]) + "\n")
+    load_gradients(path, N_ROIS, training_data=DataFolder(four.path))
+
+
+def test_who_is_compared_in_pretraining_only_and_where_the_file_says(folder, tmp_path):
+    path = compute_gradients(folder, n_components=2)
+    other = swapped(folder, tmp_path / "other")
+    load_gradients(path, N_ROIS, roi_labels=other.roi_labels, kind="gradients")  # an evaluation
+    sidecar = path.with_suffix(".json")
+    description = json.loads(sidecar.read_text())
+    del description["fingerprint"]
+    sidecar.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"gradients\.json does not say of which runs they are"):
+        load_gradients(path, N_ROIS, training_data=folder)
+    sidecar.unlink()  # as the published gradients come
+    load_gradients(path, N_ROIS, training_data=other)
+    path = compute_gradients(folder, n_components=2, split="valid")
+    with pytest.raises(UserError, match="from 1 runs of 1 people; there are 5 of 4"):
+        load_gradients(path, N_ROIS, training_data=folder)
+
+
 # --- centroids -------------------------------------------------------------------------------
 
 
@@ -254,7 +313,13 @@ def test_command_line(folder, tmp_path, capsys):
     atlas = {i + 1: np.s_[i % 10, i // 10, 0] for i in range(N_ROIS)}
     image = save_labels(tmp_path / "atlas.nii", atlas)
     main(["--data_dir", str(folder.path), "--centroids_from", str(image)])
-    centroids = load_gradients(folder.path / "centroids.csv", N_ROIS, roi_labels=folder.roi_labels)
+    centroids = load_gradients(
+        folder.path / "centroids.csv",
+        N_ROIS,
+        roi_labels=folder.roi_labels,
+        kind="centroids",
+        training_data=folder,  # an atlas is of no people
+    )
     np.testing.assert_allclose(centroids[11], [-8, -18, -30])
 
 

@@ -33,6 +33,16 @@ def runs_fingerprint(folder: DataFolder, rows: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def describe_change(was: tuple[int, int], now: tuple[int, int]) -> str:
+    """What differs between two sets of runs with these numbers of (runs, people)."""
+    if was != now:
+        return f"from {was[0]} runs of {was[1]} people; there are {now[0]} of {now[1]}"
+    return (
+        f"{now[0]} runs of {now[1]} people then and now, but other people, or other series, TR or "
+        "bad ROIs of the same people"
+    )
+
+
 def _content_sample(folder: DataFolder, rows: np.ndarray) -> np.ndarray:
     """Values at fixed places of each run, float32 ``[n_runs, 64]``; 20 MB for 40,000 runs."""
     size = folder.frames[rows, None] * folder.n_rois  # [n_runs, 1]

@@ -21,6 +21,7 @@ from src.datasets.clips import (
     take_clip,
 )
 from src.datasets.folder import DataFolder
+from src.datasets.statistics import check_statistics, stored_statistics
 from src.utils.errors import UserError, nearest
 
 SHORT_RUNS = ("error", "pad", "skip")
@@ -44,9 +45,9 @@ class FMRIDataset(Dataset):
             interpolated where that falls between frames).
         short_runs: what happens to runs with fewer frames than a clip needs: "error", "pad" (zeros
             after the last sample, added after normalisation) or "skip" (left out, with a warning).
-        normalization: robust, zscore_sample, zscore_roi or none (src.datasets.normalization).
-        stats: `median` and `iqr` [R] for robust, such as a checkpoint holds; by default those of
-            the folder's training participants.
+        normalization: a method of :mod:`src.datasets.normalization`.
+        stats: `median` and `iqr` [R] for the robust methods, such as a checkpoint holds; by default
+            those of the folder's training runs that `bad_rois` and `short_runs` do not leave out.
         bad_rois: "exclude" (leave out runs that have a constant or non-finite ROI, with a warning)
             or "zero" (keep them; the ROI is 0 after normalisation).
         clips: "random", "center", or a number k of clips spread evenly over each run; item
@@ -104,10 +105,13 @@ class FMRIDataset(Dataset):
         self._has_bad = np.array([self.folder.bad_roi_mask(row).any() for row in rows], dtype=bool)
 
         self.stats: dict[str, np.ndarray] | None = None
-        if normalization == "robust":
+        if normalization in norm.ROBUST_METHODS:
             where = str(self.folder.path) if stats is None else "the statistics given"
-            stats = norm.stored_statistics(self.folder) if stats is None else stats
-            self.stats = norm.check_statistics(stats, self.n_rois, where)
+            if stats is None:
+                # A run is used or left out whole, so what a run that is left out holds is in none.
+                train = self.folder.rows("train", "exclude" if bad_rois == "exclude" else "keep")
+                stats = stored_statistics(self.folder, normalization, train)
+            self.stats = check_statistics(stats, self.n_rois, where)
             self._median = torch.from_numpy(self.stats["median"])[:, None]
             self._inverse_iqr = torch.from_numpy(1 / self.stats["iqr"])[:, None]
         self._map()
@@ -222,7 +226,7 @@ class FMRIDataset(Dataset):
         return values
 
     def _normalize(self, clip: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
-        if self.normalization == "robust":
+        if self.normalization in norm.ROBUST_METHODS:
             return norm.robust(clip, self._median, self._inverse_iqr, bad)
         if self.normalization == "zscore_sample":
             return norm.zscore_sample(clip, bad)

@@ -10,6 +10,7 @@ beside it says which ROIs these are and what the numbers were computed from.
 import argparse
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
+from src.datasets.fingerprint import describe_change, runs_fingerprint
 from src.datasets.folder import DataFolder
 from src.datasets.folder_format import SPLITS
 from src.utils.errors import UserError, nearest, run_main
@@ -141,6 +143,7 @@ def compute_gradients(
         {
             "kind": "gradients",
             "split": split,
+            "fingerprint": runs_fingerprint(folder, rows),
             "n_runs": len(rows),
             "n_participants": folder.runs.loc[rows, "participant_id"].nunique(),
             "connectivity": "Pearson, Fisher z averaged over runs, then over people",
@@ -241,6 +244,7 @@ def load_gradients(
     n_components: int | None = None,
     roi_labels: Sequence[str] | None = None,
     kind: str | None = None,
+    training_data: DataFolder | None = None,
 ) -> np.ndarray:
     """Read a CSV of gradients or centroids and check it, float32 [R, G].
 
@@ -251,9 +255,12 @@ def load_gradients(
         roi_labels: ROIs of the data. They must be those of the JSON beside the file, in that order,
             if there is one (the published file comes without).
         kind: "gradients" or "centroids", as that JSON must say; centroids have 3 columns.
+        training_data: the folder of a pretraining run. If that JSON is there and speaks of
+            gradients, they must have been computed from the folder's training runs. Not for an
+            evaluation, which takes the gradients of the pretraining to other people.
 
     Raises:
-        UserError: if the file is missing, not such numbers, or of other ROIs.
+        UserError: if the file is missing, not such numbers, of other ROIs or of other people.
     """
     path = Path(path)
     try:
@@ -283,11 +290,16 @@ def load_gradients(
         raise UserError(f"{path} has {values.shape[1]} columns; centroids have 3 (x, y, z in mm).")
     sidecar = path.with_suffix(".json")
     if sidecar.exists():
-        _check_sidecar(sidecar, roi_labels, kind)
+        description = _check_sidecar(sidecar, roi_labels, kind)
+        if training_data is not None and description["kind"] == "gradients":
+            _check_people(path, description, training_data)
     return values[:, :n_components].astype(np.float32)
 
 
-def _check_sidecar(sidecar: Path, roi_labels: Sequence[str] | None, kind: str | None) -> None:
+def _check_sidecar(
+    sidecar: Path, roi_labels: Sequence[str] | None, kind: str | None
+) -> dict[str, Any]:
+    """Return what the JSON says, if it fits the data and what is asked for."""
     try:
         description = json.loads(sidecar.read_text(encoding="utf-8"))
         labels, is_kind = description["roi_labels"], description["kind"]
@@ -302,7 +314,7 @@ def _check_sidecar(sidecar: Path, roi_labels: Sequence[str] | None, kind: str | 
     if split != "train":
         logger.warning("%s: computed from the %s split, not from train (spec 2)", sidecar, split)
     if roi_labels is None:
-        return
+        return description
     if len(labels) != len(roi_labels):
         raise UserError(f"{sidecar} lists {len(labels)} ROIs, the data have {len(roi_labels)}.")
     for row, (here, there) in enumerate(zip(labels, roi_labels, strict=True), start=1):
@@ -311,6 +323,28 @@ def _check_sidecar(sidecar: Path, roi_labels: Sequence[str] | None, kind: str | 
                 f"{sidecar}: row {row} is ROI '{here}', in the data it is '{there}'. The rows must "
                 "be in the order of the data: compute the gradients from this folder."
             )
+    return description
+
+
+def _check_people(path: Path, description: Mapping[str, Any], folder: DataFolder) -> None:
+    """Refuse gradients that were not computed from the training runs of ``folder``."""
+    rows = folder.rows("train")
+    if description.get("fingerprint") == runs_fingerprint(folder, rows):
+        return
+    change = f"{path.with_suffix('.json').name} does not say of which runs they are"
+    if "fingerprint" in description:
+        was = (description["n_runs"], description["n_participants"])
+        change = describe_change(was, (len(rows), folder.runs.loc[rows].participant_id.nunique()))
+    command = f"python -m src.datasets.gradients --data_dir {shlex.quote(str(folder.path))}"
+    if n_components := description.get("settings", {}).get("n_components"):
+        command += f" --n_components {n_components}"
+    if path.resolve() != (folder.path / "gradients.csv").resolve():
+        command += f" --out {shlex.quote(str(path))}"
+    raise UserError(
+        f"{path} was not computed from the training runs of {folder.path}: {change}. Compute it "
+        f"anew: {command} (to use gradients of other people on purpose, give a copy of the CSV "
+        "without its JSON)"
+    )
 
 
 # --- command line --------------------------------------------------------------------------------
