@@ -142,7 +142,7 @@ def input_options(
             "multiband data, else every frame)."
         )
     # Statistics of the pretraining people, so that a clip looks to the encoder as it did then.
-    stats = pretrained.stats if method == "robust" else None
+    stats = pretrained.stats if method == pretrained.normalization else None
     return {"normalization": method, "stats": stats, **sampling}
 
 

@@ -74,7 +74,7 @@ class ExampleClips(Dataset):
             short_runs=data.short_runs,
             normalization=method,
             # Those of pretraining, so that a clip looks to the encoder as it did then.
-            stats=pretrained.stats if method == "robust" else None,
+            stats=pretrained.stats if method == pretrained.normalization else None,
             bad_rois=data.bad_rois,
             clips=self.clips,
             seed=seed,

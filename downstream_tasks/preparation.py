@@ -16,6 +16,7 @@ from torch import Tensor
 from downstream_tasks.encoders import EncoderFacts
 from src.datasets import normalization as norm
 from src.datasets.clips import even_starts, frame_steps, frames_needed, samples_available, take_clip
+from src.datasets.statistics import check_statistics
 from src.utils.errors import UserError, nearest
 
 # What the paper strides its multiband data to (spec 7), for checkpoints that do not say.
@@ -60,13 +61,13 @@ class ClipPreparation:
             )
         if self.target_tr <= 0:
             raise UserError(f"target_tr is {self.target_tr}, it must be seconds above 0.")
-        if self.normalization == "robust":
+        if self.normalization in norm.ROBUST_METHODS:
             if self.stats is None:
                 raise UserError(
-                    "normalization robust needs the median and IQR of each ROI, which the "
-                    f"checkpoint does not hold. Choose {DEFAULT_NORMALIZATION}."
+                    f"normalization {self.normalization} needs the median and IQR of each ROI, "
+                    f"which the checkpoint does not hold. Choose {DEFAULT_NORMALIZATION}."
                 )
-            stats = norm.check_statistics(self.stats, self.crop_size[0], "the checkpoint")
+            stats = check_statistics(self.stats, self.crop_size[0], "the checkpoint")
             scale = (torch.from_numpy(stats["median"]), torch.from_numpy(1 / stats["iqr"]))
             object.__setattr__(self, "_scale", tuple(values[:, None] for values in scale))
 

@@ -41,7 +41,7 @@ def test_folder_has_the_hub_layout(exported):
     assert "https://arxiv.org/abs/2409.19407" in card
     config = json.loads((exported / "config.json").read_text())
     assert config["facts"]["crop_size"] == [ROIS, FRAMES]
-    assert config["normalization"] == "robust"
+    assert config["normalization"] == "robust_frames"
     assert len(config["roi_labels"]) == ROIS
     with safe_open(exported / "model.safetensors", "pt") as file:
         assert file.get_slice("gradients").get_shape() == [ROIS, COMPONENTS]
@@ -106,7 +106,7 @@ def test_export_program(run, tmp_path):
 # --- preparing one series ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalization", ["robust", "zscore_sample", "zscore_roi", "none"])
+@pytest.mark.parametrize("normalization", ["robust_frames", "zscore_sample", "zscore_roi", "none"])
 def test_prepares_as_the_data_set_does(run, exported, normalization):
     data = run[0]
     model = BrainJEPAHub.from_pretrained(exported)
@@ -116,7 +116,7 @@ def test_prepares_as_the_data_set_does(run, exported, normalization):
         (ROIS, FRAMES),
         clips="center",
         normalization=normalization,
-        stats=model.stats if normalization == "robust" else None,
+        stats=model.stats if normalization == "robust_frames" else None,
     )
     folder = DataFolder(data)
     row = int(dataset.rows[0])

@@ -28,7 +28,7 @@ def test_our_checkpoint_needs_no_flags(run):
     assert facts.crop_size == (ROIS, FRAMES)
     assert (facts.patch_size, facts.embed_dim, facts.depth, facts.num_heads) == (16, 24, 2, 2)
     assert pretrained.gradients.shape == (ROIS, COMPONENTS)
-    assert pretrained.normalization == "robust"
+    assert pretrained.normalization == "robust_frames"
     assert set(pretrained.stats) == {"median", "iqr"}
     assert pretrained.sampling == {"sampling": "stride", "stride": 1}
     assert pretrained.roi_labels == DataFolder(data).roi_labels
