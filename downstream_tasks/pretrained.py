@@ -6,7 +6,6 @@ error, so what a file knows need not be repeated and cannot be got wrong.
 """
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,13 @@ from src.datasets.gradients import load_gradients
 from src.models.layers import FUSED_ATTENTION
 from src.models.pos_embed import POSITION_KINDS
 from src.models.vision_transformer import SIZES
-from src.utils.checkpoint import PREFIX, load_checkpoint, load_network, require_keys
+from src.utils.checkpoint import (
+    PREFIX,
+    find_checkpoint,
+    load_checkpoint,
+    load_network,
+    require_keys,
+)
 from src.utils.errors import UserError, nearest
 
 __all__ = [
@@ -107,28 +112,6 @@ def load_pretrained(
         split=state.get("split"),
         data_dir=state["config"]["data"]["data_dir"] if kind == "pretraining" else None,
     )
-
-
-def find_checkpoint(path: str | Path, load_epoch: int | None = None) -> Path:
-    """The file itself, or the latest checkpoint (or that of ``load_epoch``) of a run's folder."""
-    path = Path(path)
-    if not path.is_dir():
-        named = re.search(r"-ep(\d+)\.pth", path.name)
-        if load_epoch is not None and named and int(named[1]) != load_epoch:
-            raise UserError(
-                f"load_epoch is {load_epoch}, but load_path names the epoch {named[1]}: {path}. "
-                "Drop one of them, or give the folder as load_path."
-            )
-        return path
-    name = "latest" if load_epoch is None else f"ep{load_epoch}"
-    found = sorted(path.glob(f"*-{name}.pth.tar"))
-    if len(found) != 1:
-        there = ", ".join(sorted(p.name for p in path.glob("*.pth*"))) or "none"
-        raise UserError(
-            f"{path} has {len(found)} checkpoints named *-{name}.pth.tar; it must be one. "
-            f"Checkpoints there: {there}. Name the file as load_path."
-        )
-    return found[0]
 
 
 # --- what is in the file -------------------------------------------------------------------------

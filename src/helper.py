@@ -1,7 +1,6 @@
-"""Data, networks and optimizer from a config, and a run from its checkpoint."""
+"""Data, networks and optimizer from a config."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,30 +12,8 @@ from src.datasets.gradients import load_gradients
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.models.jepa import Networks
 from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
-from src.utils.checkpoint import NETWORKS, load_checkpoint, load_network, require_keys
 from src.utils.errors import UserError
 from src.utils.schedulers import Schedule
-
-# What may differ between a run and its continuation without changing the result's meaning.
-FREE_TO_CHANGE = {
-    "logging",
-    "data.data_dir",
-    "data.gradient_csv_path",
-    "data.num_workers",
-    "data.pin_mem",
-    "meta.load_checkpoint",
-    "meta.read_checkpoint",
-    "meta.compile",
-    "meta.gradient_checkpointing",
-    "meta.attn_mode",
-}
-
-
-# What a run writes besides the networks, and needs to go on.
-RUN_KEYS = (
-    *("opt", "step", "loss", "world_size", "rng", "monitors", "normalization", "gradients"),
-    *("roi_labels", "n_clips"),
-)
 
 
 def init_dataset(
@@ -62,14 +39,12 @@ def init_collator(config: Config, seed: int, rank: int = 0) -> SpatiotemporalMas
     return SpatiotemporalMaskCollator(config.make_mask_settings(), seed=seed, rank=rank)
 
 
-def init_roi_features(
-    config: Config, dataset: FMRIDataset, state: dict[str, Any] | None
-) -> Tensor | None:
-    """Gradients or centroids ``[R, G]``: from the checkpoint if there is one, else from the CSV."""
+def init_roi_features(config: Config, dataset: FMRIDataset, stored: Tensor | None) -> Tensor | None:
+    """Gradients or centroids ``[R, G]``: those of a checkpoint where given, else from the CSV."""
     if config.meta.add_w == "origin":
         return None
-    if state is not None:
-        return state["gradients"]
+    if stored is not None:
+        return stored
     if config.data.gradient_csv_path is None:
         raise UserError(
             f"meta.add_w is '{config.meta.add_w}', which needs data.gradient_csv_path. Compute one "
@@ -151,70 +126,3 @@ def init_opt(
         ema=opt.ema,
     )
     return optimizer, schedule
-
-
-def load_run(path: str | Path, config: Config, world_size: int) -> dict[str, Any]:
-    """Read the checkpoint of a run of this config; raise :class:`UserError` if it is of another.
-
-    ``batch_size`` and the number of devices may change together, as long as their product, which
-    decides what each step sees, stays.
-    """
-    state = load_checkpoint(path)
-    require_keys(state, NETWORKS, path)
-    if "step" not in state or not isinstance(state.get("config"), dict):
-        raise UserError(
-            f"checkpoint {path} was not written by this project: it holds weights but neither "
-            "config nor step, so a run cannot be resumed from it."
-        )
-    require_keys(state, RUN_KEYS, path)
-    differences = []
-    ours, theirs = _flat(config.to_dict()), _flat(state["config"])
-    ours["data.batch_size x devices"] = ours.pop("data.batch_size") * world_size
-    theirs["data.batch_size x devices"] = theirs.pop("data.batch_size") * state["world_size"]
-    for key in sorted(ours.keys() | theirs.keys()):
-        free = key in FREE_TO_CHANGE or key.split(".")[0] in FREE_TO_CHANGE
-        if not free and ours.get(key) != theirs.get(key):
-            differences.append(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}")
-    if differences:
-        raise UserError(
-            f"cannot resume from {path}: the config differs where it matters: "
-            f"{'; '.join(differences)}. Use the checkpoint's values, or another logging.folder."
-        )
-    return state
-
-
-def check_same_data(state: dict[str, Any], dataset: FMRIDataset, path: str | Path) -> None:
-    """Raise :class:`UserError` if a run would go on with other ROIs or another number of clips."""
-    if state["roi_labels"] != list(dataset.folder.roi_labels):
-        raise UserError(f"cannot resume from {path}: its ROIs are not those of the data, in order.")
-    if state["n_clips"] != len(dataset):
-        raise UserError(
-            f"cannot resume from {path}: it was trained on {state['n_clips']} clips, and "
-            f"{dataset.folder.path} has {len(dataset)} for training. Use the data it began with."
-        )
-
-
-def restore(
-    state: dict[str, Any],
-    path: str | Path,
-    networks: Networks,
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    """Put a checkpoint's weights, optimizer and random state in place; return its step."""
-    for part in NETWORKS:
-        load_network(getattr(networks, part), state[part], path, part)
-    optimizer.load_state_dict(state["opt"])
-    torch.set_rng_state(state["rng"]["torch"].cpu())
-    if torch.cuda.is_available() and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"].cpu())
-    return state["step"]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -1,20 +1,41 @@
 """What a run says while it goes on: its description, its steps, its monitors."""
 
 import logging
+from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from src.config import Config
 from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler
-from src.helper import Networks
+from src.models.jepa import Networks
 from src.monitors import FixedClips
+from src.pretrain_state import PretrainState
 from src.utils.distributed import Ranks
 from src.utils.logging import RunLog
 
 logger = logging.getLogger(__name__)
 
 SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
+
+
+def describe_start(state: PretrainState, folder: Path) -> None:
+    """Write the run's configuration and revision, and say where it goes on from."""
+    text = yaml.safe_dump(state.config, sort_keys=False)
+    (folder / "params-ijepa.yaml").write_text(text)
+    with (folder / "revision.txt").open("a") as file:
+        file.write(f"{state.revision} from step {state.step}\n")
+    if state.path is not None:
+        logger.info("going on from %s, after step %d", state.path, state.step)
+        if state.begun_from:
+            logger.info("the run began from %(file)s, after step %(step)d", state.begun_from)
+    elif named := state.config["meta"]["read_checkpoint"]:
+        logger.warning(
+            "meta.read_checkpoint is %s and is not read: nothing asks to go on with a run. Add "
+            "--resume, or meta.load_checkpoint=true.",
+            named,
+        )
 
 
 def describe(

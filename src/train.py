@@ -1,13 +1,12 @@
 """Pretraining, top to bottom: data, model, optimizer, resume, loop (spec 5)."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -18,23 +17,16 @@ from src.config import Config
 from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
 from src.helper import (
-    check_same_data,
     init_collator,
     init_dataset,
     init_model,
     init_opt,
     init_roi_features,
-    load_run,
-    restore,
 )
-from src.journal import describe, report_monitors, report_step
+from src.journal import describe, describe_start, report_monitors, report_step
 from src.models.jepa import Networks
-from src.utils.checkpoint import (
-    NETWORKS,
-    checkpoint_path,
-    network_state,
-    save_checkpoint,
-)
+from src.pretrain_state import PretrainState, state_to_go_on_from
+from src.utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
 from src.utils.distributed import Ranks, stop_requests
 from src.utils.errors import UserError
 from src.utils.figures import draw_curves, draw_masks
@@ -70,27 +62,21 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     """Pretrain as ``config`` says, in this process of ``ranks``; write ``config.logging.folder``.
 
     Raises:
-        UserError: bad data, a checkpoint that cannot be resumed, or a loss that is not finite.
+        UserError: bad data, a checkpoint that cannot be resumed or written, or a loss that is not
+            finite.
     """
     # -------------------------------------------------------------------------- folder and resume
     folder, tag = Path(config.logging.folder), config.logging.write_tag
-    latest = checkpoint_path(folder, tag)
-    state, start = None, _resume_path(config, latest)
-    if resume or config.meta.load_checkpoint:
-        state = load_run(start, config, ranks.world_size)
-    elif latest.exists():
-        raise UserError(
-            f"{folder} already holds a run ({latest.name}). Go on with it by --resume, or write "
-            "elsewhere: logging.folder=..."
-        )
+    before = state_to_go_on_from(config, resume)
+    if before:
+        before.check_same_run(config, ranks.world_size)
     setup_logging(folder, ranks.main)
 
     # --------------------------------------------------------------------------------------- data
-    stats = state["normalization"] if state and "median" in state["normalization"] else None
     with ranks.main_first():  # it computes the robust statistics, once for a data set
-        dataset = init_dataset(config, "train", stats)
-    if state:
-        check_same_data(state, dataset, start)
+        dataset = init_dataset(config, "train", before and before.stats)
+    if before:
+        before.check_same_data(dataset)
     held_out = monitors.FixedClips(config, config.logging.monitor_split, dataset.stats)
     fitted_on = monitors.FixedClips(config, "train", dataset.stats)
     collator = init_collator(config, seed=config.meta.seed, rank=ranks.rank)
@@ -103,7 +89,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         seed=config.meta.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        first_step=state["step"] if state else 0,
+        first_step=before.step if before else 0,
     )
     loader = DataLoader(
         NumberedSamples(dataset),
@@ -114,99 +100,59 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         pin_memory=config.data.pin_mem and ranks.device.type == "cuda",
     )
 
-    # -------------------------------------------------------------------------------------- model
-    features = init_roi_features(config, dataset, state)
-    networks = init_model(config, features, ranks.device)
+    # ----------------------------------------------------------------------- model and optimizer
+    roi_features = init_roi_features(config, dataset, before and before.gradients)
+    networks = init_model(config, roi_features, ranks.device)
+    optimizer, schedule = init_opt(
+        networks.encoder, networks.predictor, config, sampler.steps_per_epoch
+    )
+    if before:
+        before.restore(networks, optimizer)
     if config.meta.compile:
         networks.compile()
     networks.distribute(ranks, config.meta.accumulation_steps)
     precision = autocast(ranks.device, config.meta.use_bfloat16)
 
-    # ------------------------------------------------------------------------------ optimizer
-    optimizer, schedule = init_opt(
-        networks.encoder, networks.predictor, config, sampler.steps_per_epoch
+    measure = partial(
+        *(monitors.measure, networks, fitted_on, held_out, monitors.fixed_masks(config)),
+        *(ranks.device, precision),
     )
-    first_step = restore(state, start, networks, optimizer) if state else 0
 
-    # ---------------------------------------------------------------------------------------- log
+    # -------------------------------------------------------------------------------------- state
+    revision = git_revision() if ranks.main else None
+    state = PretrainState.begin(config, dataset, roi_features, ranks, revision, before)
     log = RunLog(
         folder,
         f"{tag}_r0.csv",
         CSV_COLUMNS,
         ranks.main,
         resume_key="step",
-        resume_at=first_step + 1,
+        resume_at=state.step + 1,
     )
-    knowledge = {
-        "config": config.to_dict(),
-        "normalization": {
-            "method": config.normalization,
-            **{name: torch.as_tensor(value) for name, value in (dataset.stats or {}).items()},
-        },
-        "gradients": features,
-        "roi_labels": list(dataset.folder.roi_labels),
-        "atlas": dataset.folder.atlas,
-        "n_clips": len(dataset),
-        "revision": git_revision() if ranks.main else None,
-    }
     if ranks.main:
-        (folder / "params-ijepa.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        with (folder / "revision.txt").open("a") as file:
-            file.write(f"{knowledge['revision']} from step {first_step}\n")
-        draw_masks(
-            [collator.sample(1, step) for step in range(6)], config.grid, folder / "masks.png"
-        )
+        remove_leftovers(folder, tag)
+        describe_start(state, folder)
+        masks = [collator.sample(1, step) for step in range(6)]
+        draw_masks(masks, config.grid, folder / "masks.png")
         describe(config, dataset, held_out, sampler, networks, ranks)
-
-    def watch() -> dict[str, float]:
-        """The learning monitors now; only the main process takes them."""
-        return monitors.measure(
-            networks,
-            fitted_on,
-            held_out,
-            monitors.fixed_masks(config),
-            ranks.device,
-            precision,
-        )
-
-    def save(step: int, loss: float) -> None:
-        """Write the latest checkpoint, and the epoch's own when it is due."""
-        if ranks.main:
-            epoch, inside = divmod(step, sampler.steps_per_epoch)
-            last = epoch == config.optimization.epochs
-            current = {
-                **{name: network_state(getattr(networks, name)) for name in NETWORKS},
-                "opt": optimizer.state_dict(),
-                "scaler": None,
-                "epoch": epoch,
-                "loss": loss,
-                "batch_size": config.data.batch_size,
-                "world_size": ranks.world_size,
-                "lr": schedule.lr(step),
-                "step": step,
-                "rng": rng_state(),
-                "monitors": {"first": first_monitors, "last": last_monitors},
-                **knowledge,
-            }
-            save_checkpoint(latest, current)
-            if inside == 0 and (epoch % config.logging.checkpoint_every == 0 or last):
-                save_checkpoint(checkpoint_path(folder, tag, epoch), current)
-        ranks.barrier()
+        if not before:
+            first = measure()
+            state.monitors = {"first": first, "last": first}
+            report_monitors(first, 0, log)
 
     # --------------------------------------------------------------------------------------- loop
     total_steps = sampler.steps_per_epoch * config.optimization.epochs
-    loss = state["loss"] if state else math.nan
-    first_monitors = last_monitors = None
-    if state:
-        first_monitors, last_monitors = state["monitors"]["first"], state["monitors"]["last"]
-    elif ranks.main:
-        first_monitors = last_monitors = watch()
-        report_monitors(first_monitors, 0, log)
     buffer = StepBuffer()
-
-    bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not ranks.main)
-    with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
-        for step in range(first_step + 1, total_steps + 1):
+    bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=not ranks.main)
+    with (
+        stop_requests() as stop,
+        logging_redirect_tqdm(),
+        bar,
+        CheckpointWriter(folder, tag) as writer,
+        batches_of(loader) as batches,
+    ):
+        for step in range(state.step + 1, total_steps + 1):
+            writer.check()
             record = train_step(
                 step,
                 batches,
@@ -230,31 +176,38 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                 rows = buffer.flush(ranks)
             except NonFiniteLoss as error:
                 log.rows(error.before)
-                raise UserError(_explain(error, dataset, latest)) from error
-            loss = rows[-1]["loss"]
+                writer.wait()
+                raise UserError(_explain(error, dataset, checkpoint_path(folder, tag))) from error
             if ranks.main:
                 monitoring = step % config.logging.monitor_every == 0 or step == total_steps
                 if logging_now and monitoring:
-                    last_monitors = watch()
-                    rows[-1] |= last_monitors
-                    report_monitors(last_monitors, step, log)
+                    state.monitors["last"] = measure()
+                    rows[-1] |= state.monitors["last"]
+                    report_monitors(state.monitors["last"], step, log)
                 log.rows(rows)
                 if logging_now:
                     report_step(rows[-1], step, total_steps, log, bar)
             if epoch_ends or stopping:
-                save(step, loss)
+                state.step, state.epoch = step, step // sampler.steps_per_epoch
+                state.loss, state.lr = rows[-1]["loss"], rows[-1]["lr"]
+                due = state.epoch % config.logging.checkpoint_every == 0 or step == total_steps
+                if ranks.main:
+                    state.save(writer, networks, optimizer, keep=epoch_ends and due)
             buffer.restart_clock()
             if stopping and step < total_steps:
+                writer.wait()
+                ranks.barrier()
                 logger.info("stopped by a signal after step %d; go on with --resume", step)
                 log.close()
                 return
 
     # ---------------------------------------------------------------------------------------- end
+    ranks.barrier()
     log.close()
     if ranks.main:
         draw_curves(folder / f"{tag}_r0.csv", folder / "loss.png")
-        logger.info("checkpoint: %s", latest)
-        logger.info(monitors.verdict(first_monitors, last_monitors))
+        logger.info("checkpoint: %s", checkpoint_path(folder, tag))
+        logger.info(monitors.verdict(state.monitors["first"], state.monitors["last"]))
 
 
 def train_step(
@@ -308,26 +261,6 @@ def train_step(
         "momentum": momentum,
     }
     return StepRecord(losses, grad_norm, rows, scalars)
-
-
-def rng_state() -> dict[str, Tensor]:
-    """Random state of this process; what training draws is a function of the step anyway."""
-    state = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _resume_path(config: Config, latest: Path) -> Path:
-    """The latest checkpoint; before there is one, ``read_checkpoint``, a path or a name beside it.
-
-    In this order, or a run that is started again and again by a scheduler would begin each time at
-    the same ``read_checkpoint``, over what it did since.
-    """
-    name = config.meta.read_checkpoint
-    if name is None or latest.exists():
-        return latest
-    return Path(name) if Path(name).exists() else latest.parent / name
 
 
 def _explain(error: NonFiniteLoss, dataset: FMRIDataset, latest: Path) -> str:

@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
+import weakref
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -21,8 +24,10 @@ from pretraining_helpers import (
     train_here,
 )
 
-from src import train
+from src import pretrain_state, train
 from src.config import Config
+from src.datasets.fingerprint import runs_fingerprint
+from src.datasets.folder import DataFolder
 from src.datasets.synthetic import write_synthetic
 from src.utils.distributed import Ranks, launch
 from src.utils.errors import UserError
@@ -46,7 +51,9 @@ def stopped(data, tmp_path_factory) -> Path:
     return folder
 
 
-def train_until(step: int, config: Config, ranks: Ranks | None = None) -> None:
+def train_until(
+    step: int, config: Config, ranks: Ranks | None = None, resume: bool = False
+) -> None:
     """Train until a signal to this process, the last of ``ranks``, stops all after ``step``."""
     ranks = ranks or Ranks(CPU)
     last = ranks.rank == ranks.world_size - 1
@@ -60,7 +67,7 @@ def train_until(step: int, config: Config, ranks: Ranks | None = None) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", train_step)
-        train.main(ranks, config)
+        train.main(ranks, config, resume)
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -120,6 +127,44 @@ def other_data(path: Path, people: int = 12, swap: bool = False) -> Path:
     return path
 
 
+def swap_people(path: Path, what: str) -> None:
+    """Exchange the splits of a person of training and one of validation, or two persons' series."""
+    runs = pd.read_csv(path / "participants.tsv", sep="\t", dtype=str)
+    if what == "split":
+        one, other = (runs.index[runs["split"] == part][0] for part in ("train", "valid"))
+        runs.loc[[one, other], "split"] = ["valid", "train"]
+        runs.to_csv(path / "participants.tsv", sep="\t", index=False)
+        return
+    one, other = runs.index[runs["split"] == "train"][:2]
+    series = np.load(path / "timeseries.npy", mmap_mode="r+")
+    by_run = series.reshape(len(runs), -1)  # all are as long
+    by_run[[one, other]] = by_run[[other, one]]
+    series.flush()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("split", r"trained on other people\. Not in the training split of \S+: synth-\d+\. There"),
+        ("series", r"has the same people for training, but other runs"),
+    ],
+)
+def test_two_people_in_each_others_place_are_other_data(stopped, data, tmp_path, what, message):
+    folder = copy_of(stopped, tmp_path / "run")
+    other = copy_of(data, tmp_path / "other")
+    swap_people(other, what)
+    with pytest.raises(UserError, match=message):
+        train_here(tiny_config(other, folder), resume=True)
+
+
+def test_a_checkpoint_knows_whom_it_has_seen(stopped, data):
+    folder = DataFolder(data)
+    state = read_latest(stopped)
+    train_rows = folder.rows("train")
+    assert state["training_people"] == sorted(folder.runs["participant_id"][train_rows])
+    assert state["runs_fingerprint"] == runs_fingerprint(folder, train_rows)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -155,21 +200,49 @@ def test_read_checkpoint_begins_a_folder_and_the_latest_goes_on(
         "meta.load_checkpoint=true",
         f"meta.read_checkpoint={stopped / LATEST}",
     )
-    begun = []
-    real = train.restore
-
-    def restore(state, path, *args):
-        begun.append((Path(path), state["step"]))
-        return real(state, path, *args)
-
-    monkeypatch.setattr(train, "restore", restore)
     train_until(5, config)
     train_here(config)
     latest = tmp_path / "run" / LATEST
-    assert begun == [(stopped / LATEST, 3), (latest, 5)]
+    assert gone_on_from(latest.parent) == [(str(stopped / LATEST), 3), (str(latest), 5)]
     assert torch.equal(
         flat_weights(read_latest(latest.parent)), flat_weights(read_latest(finished))
     )
+
+
+def gone_on_from(folder: Path) -> list[tuple[str, int]]:
+    """File and step that each start of the run went on from, as its log says."""
+    found = re.findall(r"going on from (\S+), after step (\d+)", (folder / "log.txt").read_text())
+    return [(path, int(step)) for path, step in found]
+
+
+def test_an_older_checkpoint_named_explicitly_is_begun_from_once(finished, data, tmp_path):
+    """Back to epoch 2 of a finished run; the same command again goes on with what it did since."""
+    folder = copy_of(finished, tmp_path / "run")
+    (folder / "log.txt").unlink()
+    epoch_2 = "jepa-ep2.pth.tar"
+    config = tiny_config(
+        data, folder, f"meta.read_checkpoint={epoch_2}", "meta.load_checkpoint=true"
+    )
+    train_until(5, config)
+    assert read_latest(folder)["step"] == 5
+    assert read_latest(folder)["begun_from"] == {"file": epoch_2, "step": 4}
+    resumed = train_here(config)
+    assert gone_on_from(folder) == [(str(folder / epoch_2), 4), (str(folder / LATEST), 5)]
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+    assert losses(folder) == losses(finished)
+    # Another file is another wish, which this run has not followed yet.
+    shutil.copy(folder / epoch_2, folder / "mine.pth.tar")
+    train_until(5, tiny_config(data, folder, "meta.read_checkpoint=mine.pth.tar"), resume=True)
+    assert gone_on_from(folder)[-1] == (str(folder / "mine.pth.tar"), 4)
+
+
+def test_a_named_checkpoint_that_nothing_asks_to_go_on_from_is_said(data, tmp_path):
+    config = tiny_config(
+        data, tmp_path / "run", "meta.read_checkpoint=x.pth.tar", "optimization.epochs=1"
+    )
+    train_here(config)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "meta.read_checkpoint is x.pth.tar and is not read" in log
 
 
 def test_read_checkpoint_may_be_a_name_in_the_folder(finished, data, tmp_path, monkeypatch):
@@ -186,7 +259,7 @@ def test_read_checkpoint_may_be_a_name_in_the_folder(finished, data, tmp_path, m
 
 # -------------------------------------------------------------------------- incomplete checkpoints
 @pytest.mark.parametrize(
-    "key", ["rng", "opt", "predictor", "target_encoder", "monitors", "n_clips", "normalization"]
+    "key", ["rng", "opt", "predictor", "target_encoder", "monitors", "n_clips", "training_people"]
 )
 def test_a_checkpoint_that_lacks_something_is_one_error(stopped, data, tmp_path, key):
     folder = copy_of(stopped, tmp_path / "run")
@@ -207,6 +280,29 @@ def test_weights_of_another_shape_are_one_error(stopped, data, tmp_path):
     torch.save(state, folder / LATEST)
     with pytest.raises(UserError, match=r"does not fit this encoder: norm\.weight is \(7,\)"):
         train_here(tiny_config(data, folder), resume=True)
+
+
+# ----------------------------------------------------------------------------------- memory
+def test_a_resumed_run_keeps_one_copy_of_its_weights(stopped, data, tmp_path, monkeypatch):
+    folder = copy_of(stopped, tmp_path / "run")
+    read, alive = [], []
+    load_checkpoint, train_step = pretrain_state.load_checkpoint, train.train_step
+
+    def load(path):
+        state = load_checkpoint(path)
+        for part in ("encoder", "predictor", "target_encoder"):
+            read.extend(weakref.ref(tensor) for tensor in state[part].values())
+        return state
+
+    def step(number, batches, networks, optimizer, *args):
+        alive.append(sum(reference() is not None for reference in read))
+        return train_step(number, batches, networks, optimizer, *args)
+
+    monkeypatch.setattr(pretrain_state, "load_checkpoint", load)
+    monkeypatch.setattr(train, "train_step", step)
+    train_here(tiny_config(data, folder), resume=True)
+    assert len(read) > 30
+    assert alive == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------- number of devices

@@ -1,10 +1,13 @@
 """Pretraining in one process: what it writes, exact resume, and the ways it refuses."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,79 @@ def test_sigterm_ends_the_run_cleanly_and_load_checkpoint_resumes(
         assert train_here(tiny_config(data, tmp_path / "run"))["step"] == 4
     config = tiny_config(data, tmp_path / "run", "meta.load_checkpoint=true")
     assert torch.equal(flat_weights(train_here(config)), flat_weights(read_latest(finished)))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    """The checkpoint of epoch 1 is not written before step 3, of epoch 2, is taken."""
+    at_step_3 = threading.Event()
+    real_step, real_save = train.train_step, torch.save
+
+    def train_step(step, *args):
+        if step == 3:
+            at_step_3.set()
+        return real_step(step, *args)
+
+    def save(state, file):
+        assert at_step_3.wait(TIMEOUT)
+        real_save(state, file)
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    monkeypatch.setattr(torch, "save", save)
+    assert train_here(tiny_config(data, tmp_path / "run"))["step"] == 6
+
+
+def test_what_is_written_is_the_state_of_its_step(data, tmp_path, monkeypatch, finished):
+    """Weights and optimizer go on changing while the file is written."""
+    done_training = threading.Event()
+    real_step, real_save = train.train_step, torch.save
+
+    def train_step(step, *args):
+        record = real_step(step, *args)
+        if step == 4:
+            done_training.set()
+        return record
+
+    def save(state, file):
+        assert done_training.wait(TIMEOUT)
+        real_save(state, file)
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    monkeypatch.setattr(torch, "save", save)
+    folder = tmp_path / "run"
+    config = tiny_config(data, folder, "logging.checkpoint_every=1")
+    train_here(config)
+    (folder / "jepa-latest.pth.tar").unlink()
+    (folder / "jepa-ep1.pth.tar").rename(folder / "jepa-latest.pth.tar")
+    assert read_latest(folder)["step"] == 2
+    resumed = train_here(config, resume=True)
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(
+    data, tmp_path, monkeypatch
+):
+    steps = []
+    real_step = train.train_step
+
+    def train_step(step, *args):
+        steps.append(step)
+        if step == 3:
+            while not failed:
+                time.sleep(0.01)
+            time.sleep(0.2)
+        return real_step(step, *args)
+
+    failed = []
+
+    def save(state, file):
+        failed.append(True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(UserError, match=r"jepa-latest.* cannot be written \(No space left on dev"):
+        train_here(tiny_config(data, tmp_path / "run", "optimization.epochs=4"))
+    assert max(steps) == 3
 
 
 def test_a_finished_run_is_never_overwritten(finished, data):

@@ -1,23 +1,28 @@
-"""Checkpoint files: written whole or not at all, read without executing anything (spec 4, 8.5).
+"""Checkpoint files: written whole or not at all, read without executing anything (method 4, 8.5).
 
-A file is the release's dict - ``encoder``, ``predictor``, ``target_encoder`` with ``module.``
-before each name, ``opt``, ``scaler``, ``epoch``, ``loss``, ``batch_size``, ``world_size``, ``lr`` -
-plus ``step``, ``config``, ``rng``, ``normalization``, ``gradients``, ``roi_labels``, ``atlas`` and
-``revision``, so that one file is enough to resume, and enough downstream.
+What a file of pretraining holds is in :mod:`src.pretrain_state`.
 """
 
 import argparse
+import logging
+import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
 from src.utils.errors import UserError
 from src.utils.files import replacing
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "module."
 FOREIGN_CLASS = re.compile(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) (\S+)")  # PyTorch's words
@@ -35,15 +40,144 @@ def checkpoint_path(folder: str | Path, tag: str, epoch: int | None = None) -> P
     return Path(folder) / f"{tag}-{name}.pth.tar"
 
 
+def find_checkpoint(path: str | Path, epoch: int | None = None) -> Path:
+    """Return the file itself, or the checkpoint of a run's folder.
+
+    In a folder that is the latest, or that of ``epoch``; where there is no latest, the newest
+    epoch's, and the log says so.
+
+    Raises:
+        UserError: if the folder has none, or files of several runs.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        named = re.search(r"-ep(\d+)\.pth", path.name)
+        if epoch is not None and named and int(named[1]) != epoch:
+            raise UserError(
+                f"load_epoch is {epoch}, but load_path names the epoch {named[1]}: {path}. "
+                "Drop one of them, or give the folder as load_path."
+            )
+        return path
+    name = "latest" if epoch is None else f"ep{epoch}"
+    found = sorted(path.glob(f"*-{name}.pth.tar"))
+    if not found and epoch is None:
+        found = _newest_epoch(path)
+    if len(found) != 1:
+        there = ", ".join(sorted(p.name for p in path.glob("*.pth*"))) or "none"
+        raise UserError(
+            f"{path} has {len(found)} checkpoints named *-{name}.pth.tar; it must be one. "
+            f"Checkpoints there: {there}. Name the file as load_path."
+        )
+    return found[0]
+
+
+def _newest_epoch(folder: Path) -> list[Path]:
+    """The checkpoints of the highest epoch in ``folder``."""
+    epochs = {
+        path: int(match[1])
+        for path in sorted(folder.glob("*.pth.tar"))
+        if (match := re.search(r"-ep(\d+)\.pth\.tar$", path.name))
+    }
+    newest = [path for path, epoch in epochs.items() if epoch == max(epochs.values())]
+    if len(newest) == 1:
+        logger.info(
+            "%s has no latest checkpoint: using %s, the newest of %d",
+            folder,
+            newest[0].name,
+            len(epochs),
+        )
+    return newest
+
+
+def remove_leftovers(folder: str | Path, tag: str) -> None:
+    """Remove what checkpoints of ``tag`` left half written when their process was killed."""
+    name = re.compile(rf"\.{re.escape(tag)}-(latest|ep\d+)\.pth\.tar\.[0-9a-f]{{32}}")
+    for path in Path(folder).iterdir():
+        if name.fullmatch(path.name):
+            path.unlink()
+
+
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` so that ``path`` always holds a whole checkpoint, the old one or the new."""
     try:
         with replacing(path) as file:
             torch.save(dict(state), file)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); what was there before is untouched."
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: str | Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error.strerror}); what was there before is untouched."
+    )
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give the file ``path`` the second name ``kept``; copy it where the file system cannot."""
+    temporary = kept.with_name(f".{kept.name}.{uuid4().hex}")
+    try:
+        os.link(path, temporary)
+    except OSError:
+        with replacing(kept) as file, path.open("rb") as source:
+            shutil.copyfileobj(source, file)
+        return
+    temporary.replace(kept)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run in one background thread, one at a time.
+
+    Leaving the block waits for the last of them. A checkpoint that could not be written is a
+    :class:`UserError` at the next call of any method.
+    """
+
+    def __init__(self, folder: str | Path, tag: str) -> None:
+        self.folder, self.tag = Path(folder), tag
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def write(self, state: Mapping[str, Any], epoch: int | None = None) -> None:
+        """Begin to write ``state``, which must not change any more, as the latest checkpoint.
+
+        With ``epoch`` that file gets the name of the epoch as well.
+        """
+        self.wait()
+        self._pending = self._thread.submit(self._write, state, epoch)
+
+    def check(self) -> None:
+        """Raise what went wrong, if the last write has ended."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the last write has ended; raise what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        try:
+            self.wait()
+        except UserError as failure:
+            if error is None:
+                raise
+            logger.error("%s", failure)  # besides what has ended the run
+
+    def _write(self, state: Mapping[str, Any], epoch: int | None) -> None:
+        latest = checkpoint_path(self.folder, self.tag)
+        save_checkpoint(latest, state)
+        if epoch is not None:
+            kept = checkpoint_path(self.folder, self.tag, epoch)
+            try:
+                _keep(latest, kept)
+            except OSError as error:
+                raise _cannot_write(kept, error) from error
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -85,6 +219,15 @@ def require_keys(state: Mapping[str, Any], keys: Iterable[str], path: str | Path
         raise UserError(
             f"checkpoint {path} has no {', '.join(missing)}; it has: {', '.join(map(str, state))}."
         )
+
+
+def on_host(value: Any) -> Any:
+    """Copy all tensors in nested dictionaries and lists to the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: on_host(item) for key, item in value.items()}
+    return [on_host(item) for item in value] if isinstance(value, list) else value
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:

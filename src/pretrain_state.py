@@ -1,0 +1,279 @@
+"""What a checkpoint of pretraining holds: the one place that knows its keys (method 4)."""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.config import Config
+from src.datasets.fingerprint import runs_fingerprint
+from src.datasets.fmri import FMRIDataset
+from src.models.jepa import Networks
+from src.utils.checkpoint import (
+    NETWORKS,
+    CheckpointWriter,
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+    load_network,
+    network_state,
+    on_host,
+    require_keys,
+)
+from src.utils.distributed import Ranks
+from src.utils.errors import UserError
+from src.utils.typed import differences
+
+# What may differ between a run and its continuation without changing the result's meaning.
+FREE_TO_CHANGE = {
+    "logging",
+    "data.batch_size",  # its product with the number of devices must stay
+    "data.data_dir",
+    "data.gradient_csv_path",
+    "data.num_workers",
+    "data.pin_mem",
+    "meta.load_checkpoint",
+    "meta.read_checkpoint",
+    "meta.compile",
+    "meta.gradient_checkpointing",
+    "meta.attn_mode",
+}
+MOST_NAMES = 10  # of people in one message
+
+
+@dataclass
+class PretrainState:
+    """A run of pretraining: what it is, how far it is and, in a file, its weights.
+
+    A file is the release's dictionary with the keys after ``lr`` in addition, so that it is enough
+    to go on with, and enough downstream.
+
+    Attributes:
+        encoder, predictor, target_encoder, opt: weights under the release's names, and the
+            optimizer's state; empty but for a state just read.
+        scaler: a key of the release; there is no gradient scaler here (method 8.11).
+        epoch, step: epochs and optimizer steps done.
+        loss: of the last step, over all processes; ``lr``: its learning rate.
+        batch_size, world_size: clips per device and micro-step, devices.
+        rng: random state of the main process; what training draws is a function of the step anyway.
+        monitors: ``first`` and ``last`` measurement on held-out people.
+        config: the whole configuration, in plain types.
+        normalization: ``method``, and for the robust ones ``median`` and ``iqr`` ``[R]``.
+        gradients: ROI features ``[R, G]``, ``None`` for ``add_w: origin``.
+        roi_labels, atlas: the ROIs in their order.
+        n_clips: runs that clips are cut from.
+        training_people: their sorted participant ids.
+        runs_fingerprint: of these runs, :func:`src.datasets.fingerprint.runs_fingerprint`.
+        begun_from: ``file`` and ``step`` of the ``read_checkpoint`` that the run went on from.
+        revision: of the code.
+        path: the file that the state was read from; not in the file.
+    """
+
+    config: dict[str, Any]
+    normalization: dict[str, Any]
+    gradients: Tensor | None
+    roi_labels: list[str]
+    atlas: str
+    n_clips: int
+    training_people: list[str]
+    runs_fingerprint: str
+    batch_size: int
+    world_size: int
+    revision: str | None
+    encoder: dict[str, Tensor] = field(default_factory=dict)
+    predictor: dict[str, Tensor] = field(default_factory=dict)
+    target_encoder: dict[str, Tensor] = field(default_factory=dict)
+    opt: dict[str, Any] = field(default_factory=dict)
+    scaler: None = None
+    epoch: int = 0
+    loss: float = math.nan
+    lr: float = math.nan
+    step: int = 0
+    rng: dict[str, Tensor] = field(default_factory=dict)
+    monitors: dict[str, dict[str, float] | None] = field(default_factory=dict)
+    begun_from: dict[str, Any] | None = None
+    path: Path | None = field(default=None, metadata={"stored": False})
+
+    @classmethod
+    def begin(
+        cls,
+        config: Config,
+        dataset: FMRIDataset,
+        roi_features: Tensor | None,
+        ranks: Ranks,
+        revision: str | None,
+        before: "PretrainState | None" = None,
+    ) -> "PretrainState":
+        """Describe the run of ``config`` on ``dataset``, as far as the state ``before`` got."""
+        progress = {}
+        if before is not None:
+            names = ("epoch", "step", "loss", "lr", "monitors", "begun_from", "path")
+            progress = {name: getattr(before, name) for name in names}
+        stats = {name: torch.as_tensor(value) for name, value in (dataset.stats or {}).items()}
+        return cls(
+            config=config.to_dict(),
+            normalization={"method": config.normalization, **stats},
+            gradients=roi_features,
+            roi_labels=list(dataset.folder.roi_labels),
+            atlas=dataset.folder.atlas,
+            n_clips=len(dataset),
+            training_people=_people(dataset),
+            runs_fingerprint=runs_fingerprint(dataset.folder, dataset.rows),
+            batch_size=config.data.batch_size,
+            world_size=ranks.world_size,
+            revision=revision,
+            **progress,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PretrainState":
+        """Read a checkpoint that a run can go on from; :class:`UserError` if this is none."""
+        path = Path(path)
+        stored = load_checkpoint(path)
+        require_keys(stored, NETWORKS, path)
+        if "step" not in stored or not isinstance(stored.get("config"), dict):
+            raise UserError(
+                f"checkpoint {path} was not written by this project: it holds weights but neither "
+                "config nor step, so a run cannot be resumed from it. To begin a new run with its "
+                f"weights: meta.init_from={path}"
+            )
+        keys = _stored_keys()
+        require_keys(stored, keys, path)
+        return cls(**{key: stored[key] for key in keys}, path=path)
+
+    @property
+    def stats(self) -> dict[str, Tensor] | None:
+        """``median`` and ``iqr`` of the robust normalisation."""
+        stats = {key: value for key, value in self.normalization.items() if key != "method"}
+        return stats or None
+
+    def check_same_run(self, config: Config, world_size: int) -> None:
+        """Raise :class:`UserError` unless ``config`` describes this run.
+
+        ``batch_size`` and the number of devices may change together, as long as their product,
+        which decides what each step sees, stays.
+        """
+        found = differences(config.to_dict(), self.config, FREE_TO_CHANGE)
+        here, there = config.data.batch_size * world_size, self.batch_size * self.world_size
+        if here != there:
+            found.append(f"data.batch_size x devices is {here}, was {there}")
+        if found:
+            raise UserError(
+                f"cannot resume from {self.path}: the config differs where it matters: "
+                f"{'; '.join(found)}. Use the checkpoint's values, or another logging.folder."
+            )
+
+    def check_same_data(self, dataset: FMRIDataset) -> None:
+        """Raise :class:`UserError` unless ``dataset`` holds the runs that this one trained on."""
+        refused, data = f"cannot resume from {self.path}", dataset.folder.path
+        if self.roi_labels != list(dataset.folder.roi_labels):
+            raise UserError(f"{refused}: its ROIs are not those of the data, in order.")
+        if self.n_clips != len(dataset):
+            raise UserError(
+                f"{refused}: it was trained on {self.n_clips} clips, and {data} has "
+                f"{len(dataset)} for training. Use the data it began with."
+            )
+        here, there = set(_people(dataset)), set(self.training_people)
+        if here != there:
+            raise UserError(
+                f"{refused}: it was trained on other people. Not in the training split of {data}: "
+                f"{_names(there - here)}. There, but not in the checkpoint: "
+                f"{_names(here - there)}. Use the data it began with."
+            )
+        if self.runs_fingerprint != runs_fingerprint(dataset.folder, dataset.rows):
+            raise UserError(
+                f"{refused}: {data} has the same people for training, but other runs of them, "
+                "other values, or another order. Use the data it began with."
+            )
+
+    def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> None:
+        """Put weights, optimizer and random state in place, and let go of them here."""
+        for part in NETWORKS:
+            load_network(getattr(networks, part), getattr(self, part), self.path, part)
+        optimizer.load_state_dict(self.opt)
+        torch.set_rng_state(self.rng["torch"].cpu())
+        if torch.cuda.is_available() and "cuda" in self.rng:
+            torch.cuda.set_rng_state(self.rng["cuda"].cpu())
+        self.encoder, self.predictor, self.target_encoder, self.opt = {}, {}, {}, {}
+
+    def save(
+        self,
+        writer: CheckpointWriter,
+        networks: Networks,
+        optimizer: torch.optim.Optimizer,
+        keep: bool,
+    ) -> None:
+        """Copy the state to the host and have it written; with ``keep`` as the epoch's file too.
+
+        Raises:
+            UserError: if the checkpoint before could not be written.
+        """
+        writer.wait()  # so that there is one copy at most
+        now = {key: getattr(self, key) for key in _stored_keys()}
+        now |= {part: network_state(getattr(networks, part)) for part in NETWORKS}
+        now |= {"opt": optimizer.state_dict(), "rng": _rng_state()}
+        writer.write(on_host(now), self.epoch if keep else None)
+
+
+def state_to_go_on_from(config: Config, resume: bool) -> PretrainState | None:
+    """Return the state that a run continues; ``None`` for a new one.
+
+    That is the latest checkpoint of ``logging.folder``, or the one that ``read_checkpoint`` names
+    (a path, or a name in that folder), unless the latest is of a run that went on from it: a
+    scheduler that starts the same command again must not begin again.
+
+    Raises:
+        UserError: if it cannot be read, or the folder holds a run that nothing asks to go on with.
+    """
+    latest = checkpoint_path(config.logging.folder, config.logging.write_tag)
+    if not (resume or config.meta.load_checkpoint):
+        if latest.exists():
+            raise UserError(
+                f"{latest.parent} already holds a run ({latest.name}). Go on with it by --resume, "
+                "or write elsewhere: logging.folder=..."
+            )
+        return None
+    named = config.meta.read_checkpoint
+    if named is None:
+        return PretrainState.load(latest)
+    path = Path(named) if Path(named).exists() else latest.parent / named
+    path = find_checkpoint(path)
+    identity = path.name if _same_place(path.parent, latest.parent) else str(path.resolve())
+    if latest.exists():
+        state = PretrainState.load(latest)
+        begun_from = (state.begun_from or {}).get("file")
+        if identity in (latest.name, begun_from):
+            return state
+        del state  # before the other is read
+    state = PretrainState.load(path)
+    state.begun_from = {"file": identity, "step": state.step}
+    return state
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _stored_keys() -> list[str]:
+    return [f.name for f in fields(PretrainState) if f.metadata.get("stored", True)]
+
+
+def _people(dataset: FMRIDataset) -> list[str]:
+    """Sorted ids of the people whose runs ``dataset`` cuts clips from."""
+    return sorted(set(dataset.folder.runs["participant_id"].iloc[dataset.rows]))
+
+
+def _names(people: set[str]) -> str:
+    shown = sorted(people)[:MOST_NAMES]
+    more = [f"and {len(people) - len(shown)} more"] if len(people) > len(shown) else []
+    return ", ".join([*shown, *more]) or "no one"
+
+
+def _rng_state() -> dict[str, Tensor]:
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
