@@ -1,4 +1,4 @@
-"""A downstream task: every key of `configs/downstream/*.yaml`, with defaults as in spec 7.
+"""A downstream task: every key of `configs/downstream/*.yaml`, with defaults as in method 7.
 
 A task file names a data folder, a target column and what it is; a section per protocol may change
 its defaults. Later sources win: dataclass defaults, task file, `--config` file, flags.
@@ -145,7 +145,7 @@ class EvaluationConfig:
 
 @dataclass
 class FineTuneConfig:
-    """End-to-end training (spec 7)."""
+    """End-to-end training (method 7)."""
 
     batch_size: Count = 16
     epochs: Count = 50
@@ -165,7 +165,7 @@ class FineTuneConfig:
 
 @dataclass
 class LinearProbeConfig:
-    """LARS on frozen pooled features (spec 7); all combinations train in one pass."""
+    """LARS on frozen pooled features (method 7); all combinations train in one pass."""
 
     batch_size: Count = 64
     epochs: Count = 50
@@ -214,7 +214,7 @@ class FingerprintConfig:
 
 @dataclass
 class PublishedConfig:
-    """What the paper reports for this task (spec 7), shown beside the results."""
+    """What the paper reports for this task (method 7), shown beside the results."""
 
     accuracy: float | None = None
     f1: float | None = None

@@ -41,7 +41,7 @@ Momenta = Annotated[
 ]
 FileNamePart = Annotated[str, Limit("a part of a file name", lambda text: "/" not in text)]
 
-# The release decimates multiband data (TR about 0.7 s) by 3 to a TR of about 2 s (spec 7).
+# The release decimates multiband data (TR about 0.7 s) by 3 to a TR of about 2 s (method 7).
 DOWNSAMPLE_STRIDE = 3
 
 # Keys of the release that are not keys here: what each becomes, and what its values mean.
@@ -128,7 +128,7 @@ class MetaConfig:
 
 @dataclass
 class OptimizationConfig:
-    """Schedules, all functions of the number of optimizer steps (spec 5, 7)."""
+    """Schedules, all functions of the number of optimizer steps (method 5, 7)."""
 
     epochs: Count = 300
     warmup: NonNegative = 40  # epochs

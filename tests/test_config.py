@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config import config_from_dict, load_config
+from src.config import Config, config_from_dict, load_config
 from src.masks.sampler import MaskSettings
 from src.utils.errors import UserError
+from src.utils.typed import key_names
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-PUBLISHED = Path(__file__).parents[1] / "configs" / "ukb_vitb_ep300.yaml"
+CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))
+PUBLISHED = CONFIG_FOLDER / "ukb_vitb_ep300.yaml"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -23,6 +25,40 @@ def test_mask_defaults_are_those_of_the_mask_settings():
     assert config.make_mask_settings() == MaskSettings(450, 10)
     overlapping = config_from_dict({"mask": {"allow_overlap": True, "min_keep": 7}}, "new.yaml")
     assert overlapping.make_mask_settings() == MaskSettings(450, 10, min_keep=7, allow_overlap=True)
+
+
+def test_the_published_configs_show_only_their_differences():
+    for size in "sbl":
+        values = yaml.safe_load((CONFIG_FOLDER / f"ukb_vit{size}_ep300.yaml").read_text())
+        assert values.pop("base") == "ukb_ep300.yaml"
+        assert set(values) == {"logging", "meta"}
+        assert set(values["logging"]) == {"folder"}
+        assert set(values["meta"]) <= {"model_name", "pred_depth", "pred_emb_dim"}
+
+
+def test_the_shared_part_of_the_published_configs_explains_every_key():
+    text = (CONFIG_FOLDER / "ukb_ep300.yaml").read_text()
+    values = yaml.safe_load(text)
+    given = [f"{section}.{key}" for section, keys in values.items() for key in keys]
+    assert set(given) == set(key_names(Config))
+    for line in text.splitlines():
+        assert "#" in line or line in (f"{section}:" for section in values), line
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder", "predictor"),
+    [
+        ("s", (384, 12, 6), (6, 192)),
+        ("b", (768, 12, 12), (6, 384)),
+        ("l", (1024, 24, 16), (12, 384)),
+    ],
+)
+def test_the_published_sizes(size, encoder, predictor):
+    """Method 3."""
+    config = load_config(CONFIG_FOLDER / f"ukb_vit{size}_ep300.yaml")
+    assert tuple(config.encoder_size.values()) == encoder
+    assert (config.meta.pred_depth, config.meta.pred_emb_dim) == predictor
+    assert config.logging.folder == f"logs/ukb_vit{size}_ep300"
 
 
 def test_the_published_settings_are_those_of_the_paper():

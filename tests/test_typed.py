@@ -1,9 +1,12 @@
-"""Nested mappings: overrides, merging, and in which keys two configs differ."""
+"""Nested mappings: files and their base, overrides, merging, and where two configs differ."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from src.utils.errors import UserError
-from src.utils.typed import differences, merge, nested, parse_override
+from src.utils.typed import differences, merge, nested, parse_override, read_yaml
 
 
 def test_an_override_is_a_dotted_name_and_a_yaml_value():
@@ -47,3 +50,43 @@ def test_differences_are_named_with_both_values():
 
 def test_a_key_that_one_side_does_not_know_may_be_unset():
     assert differences({"data": {"a": None}}, {"data": {}}) == []
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes YAML files under a folder and returns the last one's path."""
+
+    def write(**files: str) -> Path:
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace('__', '/')}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_file_shows_only_its_differences_from_its_base(write):
+    path = write(
+        shared="data: {a: 1, b: 2}\nmeta: {c: 3}\n",
+        sub__middle="base: ../shared.yaml\ndata: {b: 20}\n",
+        top="base: sub/middle.yaml\nmeta: {d: 4}\ndata: {a: null}\n",
+    )
+    assert read_yaml(path) == {"data": {"a": None, "b": 20}, "meta": {"c": 3, "d": 4}}
+
+
+def test_a_circle_of_bases_is_said(write):
+    circle = r"one\.yaml: base leads in a circle: two\.yaml -> one\.yaml -> two\.yaml"
+    with pytest.raises(UserError, match=circle):
+        read_yaml(write(one="base: two.yaml\n", two="base: one.yaml\n"))
+    with pytest.raises(UserError, match=r"circle: self\.yaml -> self\.yaml"):
+        read_yaml(write(self="base: self.yaml\n"))
+
+
+def test_a_base_that_is_missing_or_no_path_is_said(write):
+    with pytest.raises(UserError, match=r"top\.yaml: base: no config file .*shard\.yaml.*shared"):
+        read_yaml(write(shared="a: 1\n", top="base: shard.yaml\n"))
+    with pytest.raises(UserError, match=r"top\.yaml: base is \['a'\]; allowed: the path of"):
+        read_yaml(write(top="base: [a]\n"))
+    with pytest.raises(UserError, match=r"bad\.yaml is not valid YAML"):
+        read_yaml(write(bad="[", top="base: bad.yaml\n"))

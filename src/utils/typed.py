@@ -21,11 +21,33 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; a missing, unreadable or empty file is a :class:`UserError`."""
-    path = Path(path)
+    """Read a YAML mapping, on top of the file that its key ``base`` names relative to it, if any.
+
+    Raises:
+        UserError: a missing, unreadable or empty file, or a base that leads back to its file.
+    """
+    return _read_on_base(Path(path), ())
+
+
+def _read_on_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    values = _read_mapping(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base is {base!r}; allowed: the path of another file.")
+    target, above = path.parent / base, (*above, path.resolve())
+    if target.resolve() in above:
+        circle = " -> ".join(file.name for file in (*above, target))
+        raise UserError(f"{path}: base leads in a circle: {circle}.")
+    if not target.is_file():
+        raise UserError(f"{path}: base: {_no_file(target)}")
+    return merge(_read_on_base(target, above), values)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"no config file {path}.{nearest(path.name, siblings)}")
+        raise UserError(_no_file(path))
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -33,6 +55,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold sections of keys, but it is {type(values).__name__}.")
     return values
+
+
+def _no_file(path: Path) -> str:
+    siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return f"no config file {path}.{nearest(path.name, siblings)}"
 
 
 def parse_override(text: str) -> tuple[str, Any]:
