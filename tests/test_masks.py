@@ -1,4 +1,4 @@
-"""The masks keep the rules of spec 6, whatever the grid, the batch, the worker and the rank."""
+"""The masks keep the rules of method 6, whatever the grid, the batch, the worker and the rank."""
 
 import numpy as np
 import pytest
@@ -46,6 +46,17 @@ def outer(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return rows[:, :, None] & columns[:, None, :]
 
 
+def margin_of(n_patches: int) -> int:
+    """Columns in each margin: the outer 30 % of the patches, rounded down."""
+    return max(1, int(0.3 * n_patches + 1e-9)) if n_patches > 2 else 0
+
+
+def margins_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The left and the right margin of a grid [B, R, P]."""
+    margin = margin_of(counts.shape[2])
+    return counts[..., :margin], counts[..., counts.shape[2] - margin :]
+
+
 def assert_valid(masks: MaskBatch, collator: SpatiotemporalMaskCollator) -> None:
     context, alpha, beta, gamma = (on_grid(tokens, collator) for tokens in masks[:4])
     c_r, c_t = context.any(axis=2), context.any(axis=1)
@@ -58,13 +69,17 @@ def assert_valid(masks: MaskBatch, collator: SpatiotemporalMaskCollator) -> None
     regions = (outer(~c_r, c_t), outer(c_r, ~c_t), outer(~c_r, ~c_t))
     for block, region in zip((alpha, beta, gamma), regions, strict=True):
         assert not block[~region].any()
-        rows, columns = block.any(axis=2), block.any(axis=1)
-        assert np.array_equal(block == 1, outer(rows, columns))
+    for block in (alpha, *margins_of(beta), *margins_of(gamma)):
+        assert np.array_equal(block == 1, outer(block.any(axis=2), block.any(axis=1)))
+    for left, right in (margins_of(beta), margins_of(gamma)):
+        assert np.array_equal(left.sum(axis=(1, 2)), right.sum(axis=(1, 2)))
+    if beta.any() and gamma.any():
+        assert np.array_equal(beta.any(axis=1), gamma.any(axis=1)), "they share their columns"
 
     window = alpha.any(axis=1)
     edges = np.diff(window.astype(int), axis=1, prepend=0, append=0)
     assert (np.abs(edges).sum(axis=1) == 2).all(), "alpha's window is contiguous"
-    margin = max(1, int(0.3 * window.shape[1] + 1e-9)) if window.shape[1] > 2 else 0
+    margin = margin_of(window.shape[1])
     core = slice(margin, window.shape[1] - margin)
     assert not beta[..., core].any()
     assert not gamma[..., core].any()
@@ -83,6 +98,32 @@ def test_invariants_on_a_grid_of_8_by_2():
         assert_valid(collator.sample(2, step), collator)
 
 
+def test_invariants_under_random_settings():
+    rng = np.random.default_rng(0)
+
+    def scale(low: float, high: float) -> tuple[float, float]:
+        return tuple(sorted(rng.uniform(low, high, 2).round(3).tolist()))
+
+    valid = 0
+    for _ in range(400):
+        n_rois, n_patches = int(rng.integers(4, 60)), int(rng.integers(1, 45))
+        options = {
+            "enc_mask_scale": scale(0.3, 1.0),
+            "pred_mask_R_scale": scale(0.05, 0.9),
+            "pred_mask_T_scale": scale(0.0, 1.0),
+            "pred_mask_T_roi_scale": scale(0.05, 1.0),
+            "pred_mask_R_roi_scale": scale(0.0, 1.0),
+        }
+        try:
+            collator = make((n_rois, n_patches, 1), min_keep=1, **options)
+        except UserError:  # some draw would leave no context
+            continue
+        valid += 1
+        for step in range(10):
+            assert_valid(collator.sample(3, step), collator)
+    assert valid > 200
+
+
 @pytest.mark.parametrize(("grid", "min_keep"), [((450, 160, 16), 1500), ((122, 32, 8), 200)])
 def test_min_keep_is_met_where_sizes_alone_would_not(grid, min_keep):
     free, bound = make(grid), make(grid, min_keep=min_keep)
@@ -98,25 +139,104 @@ def test_published_settings_give_the_published_numbers_of_tokens():
     assert np.mean([d.targets.shape[1] for d in draws]) == pytest.approx(1100, rel=0.04)
 
 
+class Uniform:
+    """Chi-square test that each of n things is equally often among those chosen.
+
+    Given how many are chosen, a choice without replacement: the statistic is chi-square.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.counts, self.expected, self.variance = np.zeros(n), 0.0, 0.0
+
+    def add(self, chosen: np.ndarray) -> None:
+        """Count choices, booleans [B, n]."""
+        share = chosen.mean(axis=1)
+        self.counts += chosen.sum(axis=0)
+        self.expected += share.sum()
+        self.variance += (share * (1 - share)).sum() * self.n / (self.n - 1)
+
+    @property
+    def p_value(self) -> float:
+        chi2 = ((self.counts - self.expected) ** 2).sum() / self.variance
+        return stats.chi2.sf(chi2, self.n - 1)
+
+
+def test_a_fraction_that_gives_a_whole_number_gives_all_of_it():
+    """.29 * 100 is 28.999... in floating point."""
+    sizes = make((100, 160, 16), pred_mask_R_scale=(0.29, 0.29)).sizes(0)
+    assert sizes.alpha_rows == 29
+
+
 @pytest.mark.parametrize("grid", [(450, 160, 16), (94, 160, 16), (122, 32, 8)])
 def test_every_roi_is_equally_likely_in_every_block(grid):
     collator = make(grid, seed=2)
-    n_rois = grid[0]
-    counts = np.zeros((4, n_rois))
-    variance = np.zeros(4)
-    mean = np.zeros(4)
+    tests = [Uniform(grid[0]) for _ in range(6)]
     for step in range(400):
-        masks = collator.sample(8, step)
-        for block, tokens in enumerate(masks[:4]):
-            has = on_grid(tokens, collator).any(axis=2)
-            share = has[0].mean()
-            counts[block] += has.sum(axis=0)
-            mean[block] += len(has) * share
-            variance[block] += len(has) * share * (1 - share) * n_rois / (n_rois - 1)
-    # given the sizes, rows are a uniform choice without replacement; this sum is chi-square
-    chi2 = ((counts - mean[:, None]) ** 2).sum(axis=1) / variance
-    p_values = stats.chi2.sf(chi2, n_rois - 1)
+        context, alpha, beta, gamma = (
+            on_grid(tokens, collator) for tokens in collator.sample(8, step)[:4]
+        )
+        blocks = (context, alpha, *margins_of(beta), *margins_of(gamma))
+        for test, block in zip(tests, blocks, strict=True):
+            test.add(block.any(axis=2))
+    p_values = np.array([test.p_value for test in tests])
     assert ((p_values > 1e-3) & (p_values < 1 - 1e-3)).all(), p_values
+
+
+@pytest.mark.parametrize("grid", [(20, 160, 16), (20, 320, 16), (20, 488, 8)])
+@pytest.mark.parametrize("sample", [0, 3])
+def test_every_column_of_a_margin_is_equally_likely(grid, sample):
+    collator = make(grid, seed=8)
+    margin = margin_of(collator.settings.n_patches)
+    tests = [Uniform(margin) for _ in range(4)]
+    for step in range(1500):
+        masks = collator.sample(4, step)
+        beta, gamma = (on_grid(tokens[[sample]], collator) for tokens in masks[2:4])
+        for test, block in zip(tests, (*margins_of(beta), *margins_of(gamma)), strict=True):
+            test.add(block.any(axis=1))
+    p_values = np.array([test.p_value for test in tests])
+    assert ((p_values > 1e-3) & (p_values < 1 - 1e-3)).all(), p_values
+
+
+def test_the_columns_of_a_margin_are_any_subset():
+    """Of 2 columns out of 3, all pairs are equally likely, whatever the other margin has."""
+    collator = make((20, 160, 16), seed=9, pred_mask_T_scale=(0.2, 0.2))
+    counts = np.zeros((3, 3))
+    for step in range(2000):
+        sides = margins_of(on_grid(collator.sample(1, step).beta, collator))
+        left, right = (side.any(axis=(0, 1)) for side in sides)
+        assert left.sum() == right.sum() == 2
+        counts[left.argmin(), right.argmin()] += 1  # the column left out of each margin
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-3
+
+
+def test_rows_are_drawn_anew_for_each_margin():
+    """Rows of the two margins, and those of alpha and gamma, meet as often as by chance."""
+    collator = make((60, 160, 16), seed=10, pred_mask_T_scale=(0.2, 0.4))
+    surplus = []
+    for step in range(500):
+        grids = (on_grid(tokens, collator) for tokens in collator.sample(4, step)[:4])
+        context, alpha, beta, gamma = grids
+        alpha_rows = alpha.any(axis=2)
+        observed = context.any(axis=2)
+        (beta_left, beta_right), (gamma_left, gamma_right) = (
+            [side.any(axis=2) for side in margins_of(block)] for block in (beta, gamma)
+        )
+        pairs = (
+            (beta_left, beta_right, observed),
+            (gamma_left, gamma_right, ~observed),
+            (gamma_left, alpha_rows, ~observed),
+            (gamma_right, alpha_rows, ~observed),
+        )
+        surplus.append(
+            [
+                ((a & b).sum(axis=1) - a.sum(axis=1) * b.sum(axis=1) / pool.sum(axis=1)).mean()
+                for a, b, pool in pairs
+            ]
+        )
+    surplus = np.array(surplus)
+    error = surplus.std(axis=0) / len(surplus) ** 0.5
+    assert (np.abs(surplus.mean(axis=0)) <= 4 * error).all()
 
 
 @pytest.mark.parametrize("grid", [(450, 160, 16), (20, 320, 16), (20, 32, 8), (20, 48, 16)])
@@ -132,29 +252,41 @@ def test_time_is_mirror_symmetric_and_every_patch_reachable(grid):
         assert (np.abs(difference.mean(axis=0)) <= 4 * error).all()
 
 
-def test_a_sample_is_distributed_as_if_drawn_alone():
-    """Columns and rows left for the context match blocks placed independently of each other."""
-    collator = make((40, 160, 16), seed=4)
-    grids = [on_grid(collator.sample(16, step).context, collator) for step in range(2000)]
-    columns = np.array([g.any(axis=1).mean(axis=0) for g in grids])  # [n, P]
-    rows = np.array([g.any(axis=2).sum(axis=1).mean() for g in grids])
+@pytest.mark.parametrize(("n_patches", "sample"), [(10, 0), (10, 7), (20, 7)])
+def test_a_sample_is_distributed_as_if_drawn_alone(n_patches, sample):
+    """Context, alpha and margins match blocks placed independently of each other."""
+    collator = make((40, n_patches, 1), seed=4)
+    drawn = []
+    for step in range(2000):
+        masks = collator.sample(8, step)
+        grids = (on_grid(tokens[[sample]], collator)[0] for tokens in masks[:4])
+        context, alpha, beta, gamma = grids
+        rows = context.any(axis=1).sum()
+        blocks = (context, alpha, beta + gamma)
+        columns = np.concatenate([block.any(axis=0) for block in blocks])
+        drawn.append(np.append(columns, rows))
+    drawn = np.array(drawn)
 
-    rng = np.random.default_rng(0)
-    alone = np.zeros((40_000, 10), dtype=bool)
-    alone_rows = np.zeros(len(alone))
-    for i in range(len(alone)):
-        window, n = int(rng.uniform(0.84, 1) * 10), int(rng.uniform(0, 0.4) * 10)
-        start, left, right = rng.integers([10 - window + 1, 3 - n + 1, 3 - n + 1])
-        alone[i, start : start + window] = True
-        alone[i, left : left + n] = False
-        alone[i, 10 - right - n : 10 - right] = False
+    rng, margin = np.random.default_rng(0), margin_of(n_patches)
+    alone = np.zeros((15_000, 3 * n_patches + 1))
+    for row in alone:
+        window, n = int(rng.uniform(0.84, 1) * n_patches), int(rng.uniform(0, 0.4) * n_patches)
+        start = rng.integers(n_patches - window + 1)
+        context, alpha, margins = row[:-1].reshape(3, n_patches)
+        context[start : start + window] = 1
+        for first in (0, n_patches - margin):
+            margins[first + rng.permutation(margin)[:n]] = 1
+        context[margins == 1] = 0
+        widest = max(len(run) for run in "".join(map(str, context.astype(int))).split("0"))
+        width = min(int(rng.uniform(0.2, 0.6) * n_patches), widest)
+        places = [i for i in range(n_patches - width + 1) if context[i : i + width].all()]
+        place = rng.choice(places)
+        alpha[place : place + width] = 1
         observed = rng.permutation(40)[: int(rng.uniform(0.84, 1) * 40)]
-        alone_rows[i] = (observed >= int(rng.uniform(0.45, 0.6) * 40)).sum()
+        row[-1] = (observed >= int(rng.uniform(0.45, 0.6) * 40)).sum()
 
-    error = np.hypot(columns.std(axis=0) / 2000**0.5, alone.std(axis=0) / len(alone) ** 0.5)
-    assert (np.abs(columns.mean(axis=0) - alone.mean(axis=0)) <= 4 * error).all()
-    error = np.hypot(rows.std() / 2000**0.5, alone_rows.std() / len(alone) ** 0.5)
-    assert abs(rows.mean() - alone_rows.mean()) < 4 * error
+    error = np.hypot(drawn.std(axis=0) / len(drawn) ** 0.5, alone.std(axis=0) / len(alone) ** 0.5)
+    assert (np.abs(drawn.mean(axis=0) - alone.mean(axis=0)) <= 4 * error).all()
 
 
 def test_positions_differ_between_samples():

@@ -1,26 +1,25 @@
-"""Draw the blocks of spatiotemporal masking (spec 6): pure functions of settings and a generator.
+"""Draw the blocks of spatiotemporal masking (method 6): pure functions of settings and a generator.
 
-`sample_sizes` draws what all samples of a batch share, `sample_masks` places it in each sample.
+``sample_sizes`` draws what all samples of a batch share, ``sample_masks`` places it in each sample.
 
-Freedoms taken where spec 6 leaves them:
+Freedoms taken where method 6 leaves them:
 
 * A fraction times a number of rows or columns is rounded down, as in I-JEPA, but never to zero
   unless the configured maximum is zero or it is the number of beta/gamma columns.
-* Beta and gamma share their columns: a contiguous block of the same width in the left and in the
-  right margin. A margin is 30 % of the columns, rounded down; with 3 or more columns at least one,
-  with fewer none (then there are only alpha targets).
+* Beta and gamma share their columns, as many in the left as in the right margin. A margin is 30 %
+  of the columns, rounded down; with 3 or more columns at least one, with fewer none (then there
+  are only alpha targets).
 * Alpha's window is at most as wide as the longest run of neighbouring columns in C_T.
 * Overlaps are sizes too: how many of alpha's rows are observed ones (hypergeometric), how many
-  columns the margin blocks leave of the window, and how much of alpha's window fits there (both
-  read off one random layout). Drawn once per batch like every size, they make the samples draws
-  *given* the overlap. So no row or column has to be given up, each sample is distributed as if it
-  had been drawn alone, and the batch size plays no part.
-* `min_keep` is met by taking rows back from alpha.
+  columns the margins leave of the window, and how much of alpha's window fits there. The last two
+  are read off the first of many random layouts of the columns; each sample takes one of those
+  that agree with it. As the layouts are exchangeable, the one taken is distributed as if it had
+  been drawn alone: no row or column has to be given up, and the batch size plays no part.
+* ``min_keep`` is met by taking rows back from alpha.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
@@ -28,7 +27,8 @@ import numpy as np
 
 from src.utils.errors import UserError
 
-MARGIN = 0.3  # share of the columns on each side in which beta and gamma lie (spec 6)
+MARGIN = 0.3  # share of the columns on each side in which beta and gamma lie (method 6)
+N_LAYOUTS = 256  # random layouts of the columns per step, as a rule dozens of each kind
 PHILOX_WORDS = 4  # 64-bit words per value of the counter of numpy's Philox generator
 
 Scale = Sequence[float]
@@ -96,10 +96,14 @@ class MaskSettings:
     def _smallest_context(self) -> tuple[int, int]:
         """Rows that alpha can be made to leave, and columns, in the least favourable draw."""
         window = _size(self.enc_mask_scale, self.n_patches, 0.0)
-        margin = _margin_columns(self.pred_mask_T_scale, self.n_patches, 1.0)
-        columns = _layouts(self.n_patches, window, margin).columns.min()
+        taken_out = _margin_columns(self.pred_mask_T_scale, self.n_patches, 1.0)
+        margin = _margin(self.n_patches)
+        start = np.arange(self.n_patches - window + 1)
+        in_left = np.clip(margin - start, 0, window)
+        in_right = np.clip(start + window - (self.n_patches - margin), 0, window)
+        columns = window - np.minimum(in_left, taken_out) - np.minimum(in_right, taken_out)
         rows = min(_size(self.enc_mask_scale, self.n_rois, 0.0), self.n_rois - 1)
-        return rows, int(columns)
+        return rows, int(columns.min())
 
 
 def _check_scale(name: str, scale: Scale, zero_allowed: bool) -> None:
@@ -124,8 +128,47 @@ def _size(scale: Scale, n: int, u: float) -> int:
 
 def _margin_columns(scale: Scale, n_patches: int, u: float) -> int:
     """Beta/gamma columns in each margin; unlike the other sizes this may be 0."""
-    margin = max(1, _part((MARGIN, MARGIN), n_patches, 0.0)) if n_patches > 2 else 0
-    return min(margin, _part(scale, n_patches, u))
+    return min(_margin(n_patches), _part(scale, n_patches, u))
+
+
+def _margin(n_patches: int) -> int:
+    """Columns of the left, and of the right, margin."""
+    return max(1, _part((MARGIN, MARGIN), n_patches, 0.0)) if n_patches > 2 else 0
+
+
+# --------------------------------------------------------------------------------------- columns
+
+
+class Layouts(NamedTuple):
+    """Ways to place the columns of the observation and of beta and gamma, L of them."""
+
+    start: np.ndarray  # int [L], first column of the observation's window
+    margins: np.ndarray  # int [L, 2, M], beta's and gamma's columns on the left and on the right
+    context: np.ndarray  # bool [L, P], C_T: what the margins leave of the window
+
+    def longest_run(self) -> np.ndarray:
+        """Count the neighbouring columns in the longest run of C_T: ``[L]``."""
+        end = np.arange(1, self.context.shape[1] + 1)
+        last_gap = np.maximum.accumulate(np.where(self.context, 0, end), axis=1)
+        return (end - last_gap).max(axis=1)
+
+    def take(self, which: np.ndarray) -> "Layouts":
+        """Select layouts by a mask or by indices."""
+        return Layouts(self.start[which], self.margins[which], self.context[which])
+
+
+def _draw_layouts(
+    n_patches: int, window: int, margin_columns: int, generator: np.random.Generator
+) -> Layouts:
+    """Draw `N_LAYOUTS` independent layouts: a window anywhere, a subset of each margin."""
+    margin = _margin(n_patches)
+    start = generator.integers(n_patches - window + 1, size=N_LAYOUTS)
+    order = generator.random((N_LAYOUTS, 2, margin)).argsort(axis=2)
+    margins = order[:, :, :margin_columns] + [[0], [n_patches - margin]]
+    columns = np.arange(n_patches)
+    context = (columns >= start[:, None]) & (columns < start[:, None] + window)
+    context[np.arange(N_LAYOUTS)[:, None, None], margins] = False
+    return Layouts(start, margins, context)
 
 
 # ----------------------------------------------------------------------------------------- sizes
@@ -142,62 +185,33 @@ class BlockSizes(NamedTuple):
     context_rows: int  # |C_R|
     context_columns: int  # |C_T|
     alpha_rows: int
-    alpha_drawn: int  # width drawn for alpha's window
-    alpha_columns: int  # what of it fits into C_T
-    beta_rows: int
-    gamma_rows: int
-    shared_rows: int  # rows that alpha and gamma have in common
-
-
-class _Layouts(NamedTuple):
-    """Every way to place window and margin blocks in time, indexed [start, left, right].
-
-    `start` is the first column of the window; `left` and `right` count the columns between the
-    outer edge and the margin block. The mirror image of a layout is a layout, with the same values.
-    """
-
-    columns: np.ndarray  # |C_T|, what the margin blocks leave of the window
-    longest_run: np.ndarray  # of neighbouring columns in it
-
-
-@lru_cache(maxsize=256)
-def _layouts(n_patches: int, window: int, margin_columns: int) -> _Layouts:
-    margin = _margin_columns((1.0, 1.0), n_patches, 1.0)
-    n_places = margin - margin_columns + 1 if margin_columns else 1
-    start, left, right = np.ogrid[: n_patches - window + 1, :n_places, :n_places]
-    right_block = n_patches - right - margin_columns
-
-    def observed(first: np.ndarray | int, end: np.ndarray | int) -> np.ndarray:
-        return np.maximum(np.minimum(start + window, end) - np.maximum(start, first), 0)
-
-    runs = np.broadcast_arrays(
-        observed(0, left),
-        observed(left + margin_columns, right_block),
-        observed(right_block + margin_columns, n_patches),
-    )
-    return _Layouts(columns=np.sum(runs, axis=0), longest_run=np.max(runs, axis=0))
+    alpha_columns: int  # what of the drawn width fits into C_T
+    beta_rows: int  # in each margin
+    gamma_rows: int  # in each margin
+    layouts: Layouts  # of these sizes; each sample takes one
 
 
 def sample_sizes(settings: MaskSettings, generator: np.random.Generator) -> BlockSizes:
-    """Draw the sizes of all blocks and of their overlaps, once for a batch (spec 6)."""
+    """Draw the sizes of all blocks and of their overlaps, once for a batch (method 6)."""
     s, n_rois, n_patches = settings, settings.n_rois, settings.n_patches
     u = generator.random(7).tolist()
 
-    observed_rows = _size(s.enc_mask_scale, n_rois, u[0])
+    # columns
     window = _size(s.enc_mask_scale, n_patches, u[1])
     margin_columns = _margin_columns(s.pred_mask_T_scale, n_patches, u[2])
-    alpha_drawn = _size(s.pred_mask_T_roi_scale, n_patches, u[3])
-    layouts = _layouts(n_patches, window, margin_columns)
-    layout = int(generator.integers(layouts.columns.size))
-    context_columns = int(layouts.columns.flat[layout])
+    layouts = _draw_layouts(n_patches, window, margin_columns, generator)
+    context_columns = layouts.context.sum(axis=1)
+    alpha_columns = np.minimum(
+        layouts.longest_run(), _size(s.pred_mask_T_roi_scale, n_patches, u[3])
+    )
+    alike = (context_columns == context_columns[0]) & (alpha_columns == alpha_columns[0])
 
+    # rows
+    observed_rows = _size(s.enc_mask_scale, n_rois, u[0])
     alpha_rows = _size(s.pred_mask_R_scale, n_rois, u[4])
     taken_out = int(generator.hypergeometric(alpha_rows, n_rois - alpha_rows, observed_rows))
-    context_rows = max(observed_rows - taken_out, ceil(s.min_keep / context_columns))
+    context_rows = max(observed_rows - taken_out, ceil(s.min_keep / int(context_columns[0])))
     outside_rows = n_rois - context_rows
-    alpha_rows = min(alpha_rows, outside_rows)
-    gamma_rows = _size(s.pred_mask_R_roi_scale, outside_rows, u[6])
-    shared_rows = int(generator.hypergeometric(alpha_rows, outside_rows - alpha_rows, gamma_rows))
     return BlockSizes(
         n_rois=n_rois,
         n_patches=n_patches,
@@ -205,13 +219,12 @@ def sample_sizes(settings: MaskSettings, generator: np.random.Generator) -> Bloc
         window=window,
         margin_columns=margin_columns,
         context_rows=context_rows,
-        context_columns=context_columns,
-        alpha_rows=alpha_rows,
-        alpha_drawn=alpha_drawn,
-        alpha_columns=min(alpha_drawn, int(layouts.longest_run.flat[layout])),
+        context_columns=int(context_columns[0]),
+        alpha_rows=min(alpha_rows, outside_rows),
+        alpha_columns=int(alpha_columns[0]),
         beta_rows=_size(s.pred_mask_R_roi_scale, context_rows, u[5]),
-        gamma_rows=gamma_rows,
-        shared_rows=shared_rows,
+        gamma_rows=_size(s.pred_mask_R_roi_scale, outside_rows, u[6]),
+        layouts=layouts.take(alike),
     )
 
 
@@ -219,10 +232,11 @@ def sample_sizes(settings: MaskSettings, generator: np.random.Generator) -> Bloc
 
 
 class MaskBatch(NamedTuple):
-    """Token indices `n = roi * P + patch`, int64 [B, K].
+    """Token indices ``n = roi * P + patch``, int64 ``[B, K]``.
 
-    A block is listed column after column, each with the block's ROIs in the same random order.
-    `observed` is the observation block, `context` = C_R x C_T what the targets leave of it.
+    A block is listed column after column. The rows of context and alpha come in the same random
+    order in each column; beta and gamma have the left margin's columns first, then the right's.
+    ``observed`` is the observation block, ``context`` = C_R x C_T what the targets leave of it.
     """
 
     context: np.ndarray
@@ -233,19 +247,19 @@ class MaskBatch(NamedTuple):
 
     @property
     def targets(self) -> np.ndarray:
-        """Alpha, then beta, then gamma: [B, K]."""
+        """Alpha, then beta, then gamma: ``[B, K]``."""
         return np.concatenate((self.alpha, self.beta, self.gamma), axis=1)
 
 
 def words_per_sample(n_rois: int) -> int:
-    """64-bit random words one sample uses, in whole steps of the Philox counter."""
-    return PHILOX_WORDS * ceil((n_rois + 2) / PHILOX_WORDS)
+    """Count the 64-bit random words one sample uses, in whole steps of the Philox counter."""
+    return PHILOX_WORDS * ceil((3 * n_rois + 2) / PHILOX_WORDS)
 
 
 def sample_masks(
     sizes: BlockSizes, batch_size: int, generator: np.random.Generator, with_observed: bool = False
 ) -> MaskBatch:
-    """Place blocks of the given sizes in each sample, independently (spec 6).
+    """Place blocks of the given sizes in each sample (method 6).
 
     A sample uses exactly `words_per_sample` words of the generator: two half batches drawn one
     after the other are the whole batch.
@@ -254,79 +268,60 @@ def sample_masks(
     words = generator.integers(
         0, 2**64 - 1, size=(batch_size, words_per_sample(n_rois)), dtype=np.uint64, endpoint=True
     )
-    uniform = (words[:, n_rois : n_rois + 2] >> np.uint64(11)) * 2.0**-53
+    uniform = (words[:, -2:] >> np.uint64(11)) * 2.0**-53
 
-    # rows: one random order of the ROIs per sample, cut into C_R, alpha's rows and the rest.
-    # Gamma's rows straddle the end of alpha's by as many as a random choice would share with them.
-    order = _random_order(words[:, :n_rois])
-    first_tokens = order * s.n_patches  # [B, R]
-    gamma_first = s.context_rows + s.alpha_rows - s.shared_rows
+    # rows: one random order of the ROIs per sample, cut into C_R, alpha's rows and the rest
+    order = _random_order(words[:, :n_rois]) * s.n_patches  # [B, R], first token of each ROI
+    inside, outside = order[:, : s.context_rows], order[:, s.context_rows :]
+    anew = words[:, n_rois : 3 * n_rois].reshape(batch_size, 2, n_rois)  # for each margin
+    beta_rows = _random_rows(inside, s.beta_rows, anew[:, :, : s.context_rows])
+    gamma_rows = _random_rows(outside, s.gamma_rows, anew[:, :, s.context_rows :])
 
     # columns
-    window, margins, c_t = _place_columns(s, uniform[:, 0])
-    alpha_columns = _place_alpha(c_t, s.alpha_columns, uniform[:, 1])
-    context_columns = c_t.nonzero()[1].reshape(batch_size, s.context_columns)
-
-    def block(first_row: int, n_rows: int, columns: np.ndarray) -> np.ndarray:
-        rows = first_tokens[:, first_row : first_row + n_rows]
-        # columns outside, rows inside: a long inner loop takes a third of the time of a short one
-        grid = columns[:, :, None] + rows[:, None, :]
-        return grid.reshape(batch_size, n_rows * columns.shape[1])
-
+    layouts = s.layouts.take((uniform[:, 0] * len(s.layouts.start)).astype(np.int64))
+    context_columns = layouts.context.nonzero()[1].reshape(batch_size, s.context_columns)
+    alpha_columns = _place_alpha(layouts.context, s.alpha_columns, uniform[:, 1])
+    window = layouts.start[:, None] + np.arange(s.window)
     return MaskBatch(
-        context=block(0, s.context_rows, context_columns),
-        alpha=block(s.context_rows, s.alpha_rows, alpha_columns),
-        beta=block(0, s.beta_rows, margins),
-        gamma=block(gamma_first, s.gamma_rows, margins),
-        observed=block(0, s.observed_rows, window) if with_observed else None,
+        context=_block(inside, context_columns),
+        alpha=_block(outside[:, : s.alpha_rows], alpha_columns),
+        beta=_block(beta_rows, layouts.margins),
+        gamma=_block(gamma_rows, layouts.margins),
+        observed=_block(order[:, : s.observed_rows], window) if with_observed else None,
     )
 
 
+def _block(first_tokens: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Tokens of rows ``[B, ..., M]`` x columns ``[B, ..., C]``: ``[B, K]``."""
+    # columns outside, rows inside: a long inner loop takes a third of the time of a short one
+    grid = columns[..., :, None] + first_tokens[..., None, :]
+    return grid.reshape(len(grid), -1)
+
+
 def _random_order(words: np.ndarray) -> np.ndarray:
-    """A uniformly random order of range(n) per row of random words uint64 [B, n].
+    """Return a uniformly random order of range(n) for random words uint64 ``[..., n]``.
 
     Each word gives its low bits to its own index, so that sorting the words orders the indices:
     half the time of an argsort. The 50 or so bits left are enough for ties never to matter.
     """
-    n = words.shape[1]
+    n = words.shape[-1]
     index_bits = np.uint64(2 ** n.bit_length() - 1)
     keys = (words & ~index_bits) | np.arange(n, dtype=np.uint64)
-    keys.sort(axis=1)
+    keys.sort(axis=-1)
     return (keys & index_bits).view(np.int64)
 
 
-def _place_columns(
-    sizes: BlockSizes, uniform: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the window [B, W], the margin columns [B, 2 M] and C_T as booleans [B, P].
-
-    Each sample gets one of the layouts that leave room for C_T and alpha as `sizes` has them.
-    """
-    s = sizes
-    layouts = _layouts(s.n_patches, s.window, s.margin_columns)
-    alpha_columns = np.minimum(layouts.longest_run, s.alpha_drawn)
-    alike = (layouts.columns == s.context_columns) & (alpha_columns == s.alpha_columns)
-    candidates = np.flatnonzero(alike)
-    chosen = candidates[(uniform * candidates.size).astype(np.int64)]
-    start, left, right = np.unravel_index(chosen, alike.shape)
-
-    window = start[:, None] + np.arange(s.window)
-    block = np.arange(s.margin_columns)
-    right_block = s.n_patches - right - s.margin_columns
-    margins = np.concatenate((left[:, None] + block, right_block[:, None] + block), axis=1)
-    c_t = np.zeros((uniform.size, s.n_patches), dtype=bool)
-    samples = np.arange(uniform.size)[:, None]
-    c_t[samples, window] = True
-    c_t[samples, margins] = False
-    return window, margins, c_t
+def _random_rows(rows: np.ndarray, n: int, words: np.ndarray) -> np.ndarray:
+    """Choose n of the rows ``[B, M]`` for each margin, from words ``[B, 2, M]``: ``[B, 2, n]``."""
+    return np.take_along_axis(rows[:, None], _random_order(words)[:, :, :n], axis=2)
 
 
-def _place_alpha(c_t: np.ndarray, width: int, uniform: np.ndarray) -> np.ndarray:
-    """Neighbouring columns inside C_T [B, P], each place equally likely: [B, width]."""
-    n_places = c_t.shape[1] - width + 1
-    fits = c_t[:, :n_places].copy()
+def _place_alpha(context: np.ndarray, width: int, uniform: np.ndarray) -> np.ndarray:
+    """Neighbouring columns inside C_T ``[B, P]``, each place equally likely: ``[B, width]``."""
+    n_places = context.shape[1] - width + 1
+    fits = context[:, :n_places].copy()
     for column in range(1, width):
-        fits &= c_t[:, column : column + n_places]
+        fits &= context[:, column : column + n_places]
     rank = fits.cumsum(axis=1)  # 1 at the first place, 2 at the second, ...
     start = (rank > (uniform * rank[:, -1]).astype(np.int64)[:, None]).argmax(axis=1)
     return start[:, None] + np.arange(width)
