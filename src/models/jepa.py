@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.models.layers import apply_masks
 from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
 from src.utils.distributed import Ranks
 
 
 @torch.no_grad()
-def jepa_targets(target_encoder: nn.Module, x: Tensor) -> Tensor:
-    """Target features ``[B, N, D]`` of runs ``x`` ``[B, 1, R, T]``: LayerNorm without affine.
+def jepa_targets(target_encoder: nn.Module, x: Tensor, masks: Tensor | None = None) -> Tensor:
+    """Target features of runs ``x`` ``[B, 1, R, T]``: LayerNorm without affine.
 
-    The target encoder sees the full grid.
+    The target encoder sees the full grid. Its output is ``[B, N, D]``, or ``[B, Q, D]`` at the
+    tokens of ``masks`` ``[B, Q]``, which spares the last block the others.
     """
-    features = target_encoder(x)
+    features = target_encoder(x) if masks is None else target_encoder(x, read_at=masks)
     return F.layer_norm(features, features.shape[-1:])
 
 
@@ -36,7 +36,7 @@ def jepa_loss(
         masks_enc: LongTensor ``[B, K]``, the context tokens.
         masks_pred: LongTensor ``[B, Q]``, the target tokens.
     """
-    target = apply_masks(jepa_targets(target_encoder, x), masks_pred)
+    target = jepa_targets(target_encoder, x, masks_pred)
     prediction = predictor(encoder(x, masks_enc), masks_enc, masks_pred)
     return F.smooth_l1_loss(prediction, target)
 

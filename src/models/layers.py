@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Attention, Block
@@ -59,6 +60,37 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, gradient_checkpointing: bool = 
     for block in blocks:
         x = block(x)
     return x
+
+
+def block_at(block: Block, x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
+    """Output of ``block`` at some tokens only: ``x`` ``[B, N, D]`` -> ``[M * B, K, D]``.
+
+    Keys and values are those of all tokens; queries, projection and MLP are computed for the tokens
+    of the M index tensors ``[B, K]``. Equal to ``apply_masks(block(x), masks)``.
+    """
+    attention, masks = block.attn, as_list(masks)
+    normed = block.norm1(x)
+    width = attention.attn_dim
+    query_weight, other_weight = attention.qkv.weight.split([width, 2 * width])
+    query_bias = other_bias = None
+    if attention.qkv.bias is not None:
+        query_bias, other_bias = attention.qkv.bias.split([width, 2 * width])
+    q = F.linear(apply_masks(normed, masks), query_weight, query_bias)  # [M * B, K, D]
+    k, v = F.linear(normed, other_weight, other_bias).repeat(len(masks), 1, 1).chunk(2, dim=-1)
+    heads = (attention.num_heads, attention.head_dim)
+    q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in (q, k, v))
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    if attention.fused_attn:
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    else:
+        weights = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+        mixed = attention.attn_drop(weights) @ v
+    mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
+    mixed = attention.proj_drop(attention.proj(mixed))
+    x = apply_masks(x, masks)
+    x = x + block.drop_path1(block.ls1(mixed))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def attention_map(attention: Attention, x: Tensor) -> Tensor:

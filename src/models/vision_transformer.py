@@ -10,6 +10,7 @@ from src.models.layers import (
     LAYER_NORM,
     apply_masks,
     attention_map,
+    block_at,
     build_blocks,
     init_weights,
     run_blocks,
@@ -117,14 +118,26 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(x) + self.pos_embed_proj()
         return x if masks is None else apply_masks(x, masks)
 
-    def forward(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        masks: Tensor | list[Tensor] | None = None,
+        *,
+        read_at: Tensor | list[Tensor] | None = None,
+    ) -> Tensor:
         """Encode ``x`` ``[B, 1, R, T]`` to ``[B, N, D]``.
 
         With ``masks``, a LongTensor ``[B, K]`` of the tokens to *keep* or a list of M of them, only
         those are seen and the result is ``[M * B, K, D]``.
+
+        With ``read_at``, in the form of ``masks``, all tokens are seen and the result is the output
+        at these, ``[M * B, K, D]``: the last block computes no others.
         """
         x = self.embed(x, masks)
-        return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing))
+        if read_at is None:
+            return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing))
+        x = run_blocks(self.blocks[:-1], x, self.gradient_checkpointing)
+        return self.norm(block_at(self.blocks[-1], x, read_at))
 
     @torch.no_grad()
     def attention_maps(self, x: Tensor, masks: Tensor | None = None) -> list[Tensor]:
