@@ -100,7 +100,8 @@ class Pretrained:
         head: ``fc_norm.*`` and ``head.*`` of a fine-tuned file, else empty.
         task: what a fine-tuned file of this project says of its task, else ``None``.
         split: part -> ids of its people, of the same files; an export leaves it out.
-        data_dir: the data-set folder of a pretraining run of this project, else ``None``.
+        training_people: hashes (:func:`src.utils.person_ids.hash_ids`) of the people it was
+            pretrained on, ``None`` where the file does not say.
     """
 
     encoder: VisionTransformer
@@ -117,7 +118,7 @@ class Pretrained:
     head: dict[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     split: dict[str, list[str]] | None = None
-    data_dir: str | None = None
+    training_people: Tensor | None = None
 
     def knowledge(self) -> dict[str, Any]:
         """All but the weights, in plain types and tensors: what files made from this one keep."""
@@ -128,6 +129,7 @@ class Pretrained:
             "atlas": self.atlas,
             "normalization": {"method": self.normalization, **(self.stats or {})},
             "sampling": self.sampling,
+            "training_people": self.training_people,
         }
 
     def trainable_copy(

@@ -5,7 +5,9 @@
     tokens = model(model.prepare(series, tr=0.8)[None])    # series [R, frames]
 
 The folder is self-contained: gradients and normalisation statistics are beside the weights, the
-ROI labels and everything else in ``config.json``. It can be given as ``--load_path`` too.
+ROI labels and everything else in ``config.json``. It can be given as ``--load_path`` too. Of the
+people of the pretraining it holds hashes of their ids (:mod:`src.utils.person_ids`), so that an
+evaluation can tell whom the encoder has seen; it holds neither ids nor the split of a fine-tuning.
 """
 
 from pathlib import Path
@@ -61,6 +63,7 @@ class BrainJEPAHub(
         n_components: G of the gradients, ``None`` for ``add_w: origin``.
         has_stats: whether robust statistics come with the weights.
         n_outputs: of the head of a fine-tuned network, ``None`` for an encoder.
+        n_training_people: of the pretraining, ``None`` where that is not known.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class BrainJEPAHub(
         n_outputs: int | None = None,
         linear_probe: bool = False,
         task: dict | None = None,
+        n_training_people: int | None = None,
     ) -> None:
         super().__init__()
         self.facts = EncoderFacts.from_dict(facts)
@@ -85,6 +89,8 @@ class BrainJEPAHub(
         self.register_buffer("gradients", gradients)
         for name in ("median", "iqr"):
             self.register_buffer(name, torch.ones(rois) if has_stats else None)
+        people = None if n_training_people is None else torch.zeros(n_training_people).long()
+        self.register_buffer("training_people", people)
         encoder = self.facts.build(gradients)
         self.network: nn.Module = encoder
         if n_outputs is not None:
@@ -99,7 +105,7 @@ class BrainJEPAHub(
         head, stats = pretrained.head, pretrained.stats
         linear_probe = "head.1.weight" in head
         last = head.get("head.1.weight" if linear_probe else "head.weight")
-        labels = pretrained.roi_labels
+        labels, people = pretrained.roi_labels, pretrained.training_people
         model = cls(
             facts=pretrained.facts.to_dict(),
             n_components=None if pretrained.gradients is None else pretrained.gradients.shape[1],
@@ -111,11 +117,16 @@ class BrainJEPAHub(
             n_outputs=None if last is None else len(last),
             linear_probe=linear_probe,
             task=pretrained.task,
+            n_training_people=None if people is None else len(people),
         )
         state = pretrained.encoder.state_dict()
         if last is not None:
             state = {_ENCODER_PREFIX + name: value for name, value in state.items()} | head
-        known = {"gradients": pretrained.gradients, **(stats or {})}
+        known = {
+            "gradients": pretrained.gradients,
+            "training_people": people,
+            **(stats or {}),
+        }
         model.load_state_dict(
             {f"network.{name}": value for name, value in state.items()}
             | {name: value for name, value in known.items() if value is not None},
@@ -178,6 +189,7 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
             "atlas": model.atlas,
             "normalization": {"method": model.normalization, **(model.stats or {})},
             "sampling": model.sampling,
+            "training_people": model.training_people,
         },
         "task": model.task,
     }

@@ -28,6 +28,7 @@ from src.utils.checkpoint import (
     require_keys,
 )
 from src.utils.errors import UserError, nearest
+from src.utils.person_ids import hash_ids
 
 __all__ = [
     "EncoderFacts",
@@ -110,7 +111,7 @@ def load_pretrained(
         },
         task=state.get("task"),
         split=state.get("split"),
-        data_dir=state["config"]["data"]["data_dir"] if kind == "pretraining" else None,
+        training_people=_training_people(knowledge),
     )
 
 
@@ -229,6 +230,12 @@ def _stated_input(
         "stats": normalization or None,
         "sampling": sampling,
     }
+
+
+def _training_people(knowledge: Mapping[str, Any]) -> Tensor | None:
+    """Hashes of the people of the pretraining: its own files list their ids."""
+    people = knowledge.get("training_people")
+    return hash_ids(people) if isinstance(people, list) else people
 
 
 # --- flags against the file ----------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from downstream_tasks.cohort import Cohort, load_cohort
@@ -17,6 +16,7 @@ from downstream_tasks.splits import assert_disjoint, load_split, make_splits, sp
 from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
+from src.utils.person_ids import known_ids
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """A task ready to be evaluated: one problem per seed.
 
-    ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, ``None``
-    where that is not known.
+    ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, by their
+    ids; ``None`` where the checkpoint does not say.
     """
 
     config: DownstreamConfig
@@ -110,7 +110,7 @@ def prepare(
         splits = make_splits(cohort, config.split, config.seeds, target_folder)
     test_people = {person for split in splits for person in cohort.people[split.test]}
     _check_unseen(pretrained, test_people)
-    pretrained_on = _count_pretrained_on(pretrained, folder, test_people)
+    seen = _people_of_pretraining(pretrained, test_people)
     problems = [
         Problem(
             cohort,
@@ -130,12 +130,15 @@ def prepare(
         config.data.unit,
         *counts.values(),
     )
-    if pretrained_on:
+    if seen:
         logger.info(
-            "%d of %d test people were in the training split of the pretraining (without labels)",
-            pretrained_on,
+            "%d of %d test people have the id of someone that the encoder was pretrained on "
+            "(without labels): %s",
+            len(seen),
             len(test_people),
+            ", ".join(sorted(seen)[:10]) + (", ..." if len(seen) > 10 else ""),
         )
+    pretrained_on = None if seen is None else len(seen)
     return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on)
 
 
@@ -205,12 +208,8 @@ def _check_unseen(pretrained: Pretrained, test_people: set[str]) -> None:
         )
 
 
-def _count_pretrained_on(
-    pretrained: Pretrained, folder: DataFolder, test_people: set[str]
-) -> int | None:
-    """Test people in the pretraining's training split, if it read this very folder."""
-    source = pretrained.data_dir
-    if source is None or Path(source).resolve() != folder.path.resolve():
+def _people_of_pretraining(pretrained: Pretrained, test_people: set[str]) -> set[str] | None:
+    """Test people whose ids are among those of the pretraining; ``None`` if it does not say."""
+    if pretrained.training_people is None:
         return None
-    runs = folder.runs
-    return len(test_people & set(runs["participant_id"][runs["split"] == "train"]))
+    return known_ids(test_people, pretrained.training_people)

@@ -105,6 +105,7 @@ def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 1
             "gradients": None,
             "roi_labels": list(folder.roi_labels),
             "atlas": folder.atlas,
+            "training_people": sorted(set(folder.runs["participant_id"][folder.rows("train")])),
         },
     )
     return path

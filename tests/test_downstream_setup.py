@@ -2,18 +2,20 @@
 
 import dataclasses
 import logging
+import shutil
 
-import numpy as np
 import pytest
 import torch
 from downstream_helpers import labelled_folder, write_checkpoint
 
 from downstream_tasks import setup
 from downstream_tasks.encoders import Pretrained
+from downstream_tasks.hub import BrainJEPAHub
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.setup import describe_checkpoint, load_model, prepare
 from downstream_tasks.tasks import DownstreamConfig, task_from_dict
 from src.utils.errors import UserError
+from src.utils.person_ids import hash_ids
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +81,37 @@ def test_an_export_does_not_know_its_training_people(make_config, pretend, caplo
     assert describe_checkpoint(named, pretrained)["training_people"] == "as split.file says"
 
 
-def test_test_people_of_the_pretraining_are_counted(make_config, pretend, caplog):
-    config = make_config()
-    with caplog.at_level(logging.INFO):
-        evaluation = prepare(config)
-    problem = evaluation.problems[0]
-    column = problem.cohort.examples["split"].to_numpy()[problem.split.test]
-    expected = np.count_nonzero(column == "train")
-    assert evaluation.pretrained_on == expected > 0
-    assert f"{expected} of 8 test people were in the training split" in caplog.text
-    about = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
-    assert about["test_people_in_pretraining"] == expected
-    assert about["training_people"] is None
-    assert prepare(make_config(split={"source": "folder"})).pretrained_on == 0
-    pretend(data_dir="elsewhere")
-    assert prepare(config).pretrained_on is None
+def test_test_people_of_the_pretraining_are_known_by_id(make_config, files, tmp_path, caplog):
+    """Wherever the data are now, and through an export, which holds no id."""
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(files[0], moved)
+    exported = tmp_path / "model"
+    BrainJEPAHub.of(load_pretrained(files[1])).save_pretrained(exported)
+    for path in (files[1], exported):
+        config = make_config(data={"data_path": str(moved)}, model={"load_path": str(path)})
+        with caplog.at_level(logging.INFO):
+            evaluation = prepare(config)
+        problem = evaluation.problems[0]
+        column = problem.cohort.examples["split"].to_numpy()[problem.split.test]
+        seen = problem.cohort.people[problem.split.test][column == "train"]
+        assert evaluation.pretrained_on == len(seen) > 0
+        said = f"{len(seen)} of 8 test people have the id of someone that the encoder was"
+        assert said in caplog.messages[-1]
+        assert caplog.messages[-1].endswith(", ".join(sorted(seen)))
+        about = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
+        assert about["test_people_in_pretraining"] == len(seen)
+        assert about["training_people"] is None
+        own = make_config(model={"load_path": str(path)}, split={"source": "folder"})
+        assert prepare(own).pretrained_on == 0
+    written = b"".join(path.read_bytes() for path in exported.iterdir())
+    assert not [name for name in problem.cohort.people if name.encode() in written]
+
+
+def test_the_same_folder_with_other_people_is_other_people(make_config, files, tmp_path, pretend):
+    pretend(training_people=hash_ids(["someone", "else"]))
+    assert prepare(make_config()).pretrained_on == 0
+    pretend(training_people=None)
+    assert prepare(make_config()).pretrained_on is None
 
 
 def test_another_input_than_in_pretraining_is_said(make_config, caplog):

@@ -103,6 +103,8 @@ def test_seeds_differ_in_start_and_order(trained):
 def test_stored_checkpoint_is_self_contained(trained):
     config, _ = trained
     stored = load_pretrained(seed_folder(config, 0) / BEST)
+    pretrained = load_pretrained(config.model.load_path)
+    assert torch.equal(stored.training_people, pretrained.training_people)
     assert stored.kind == "fine_tuned"
     assert stored.normalization == "none"
     assert stored.task["classes"] == ["a", "b"]
