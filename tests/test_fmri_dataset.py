@@ -1,7 +1,6 @@
-"""The data set of clips: values, sampling, determinism, refusals, and what reading costs."""
+"""The data set of clips: values, sampling, determinism and refusals."""
 
 import pickle
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -232,29 +231,3 @@ def test_options_that_do_not_fit_are_refused(make_folder, changed, message):
     options = {"split": "train", "crop_size": CROP} | changed
     with pytest.raises(UserError, match=message):
         clips_of(make_folder(), **options)
-
-
-# --- cost ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def published_size(tmp_path_factory):
-    path = tmp_path_factory.mktemp("published") / "data"
-    rng = np.random.default_rng(0)
-    labels = [f"r{i}" for i in range(450)]
-    with FolderWriter(path, roi_labels=labels, atlas="noise", provenance={}) as writer:
-        for i in range(40):
-            series = rng.standard_normal((450, 490), dtype=np.float32)
-            writer.add_run(series, participant_id=f"p{i}", tr=0.735)
-    return path
-
-
-def test_memory_does_not_grow_with_reading(published_size):
-    dataset = clips_of(published_size, "train", (450, 160))
-    dataset[0]
-    tracemalloc.start()
-    for i in range(len(dataset)):
-        dataset[i]
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert held < 20_000
