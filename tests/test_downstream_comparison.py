@@ -4,13 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from downstream_helpers import labelled_folder, write_checkpoint
+from downstream_helpers import labelled_folder, make_cohort, write_checkpoint
 
 from downstream_tasks import baselines
 from downstream_tasks.cohort import load_cohort
-from downstream_tasks.comparison import TITLES, Representations
+from downstream_tasks.comparison import TITLES, Representations, no_features_row
 from downstream_tasks.example_clips import clip_geometry
+from downstream_tasks.heads import Problem, make_target
 from downstream_tasks.pretrained import load_pretrained
+from downstream_tasks.splits import Split
 from downstream_tasks.tasks import task_from_dict
 from src.datasets.folder import DataFolder
 
@@ -69,3 +71,23 @@ def test_runs_have_connectivity_of_all_their_frames(files, tmp_path):
     )
     assert representations.features("raw_clip").shape == (4, 12 * 16)
     assert representations.title("roi_stats") == "ROI mean and variance"
+
+
+def test_the_row_without_features_knows_the_training_people_only():
+    people = np.arange(10)
+    split = Split(train=people[:4], valid=people[4:6], test=people[6:])
+    classes = make_cohort(np.array([0, 0, 0, 1, *[1] * 6]), classes=("a", "b"))
+    values = make_cohort(np.array([1.0, 3.0, 5.0, 7.0, *[90.0] * 6]))
+    expected = {"Majority class": [0.75, 0.25], "Mean of the training people": 0.0}
+    for cohort in (classes, values):
+        problem = Problem(cohort, split, make_target(cohort, split), "accuracy", 0)
+        row = no_features_row(cohort, [problem])
+        for scores in row.results[0].scores[split.test]:
+            np.testing.assert_allclose(scores, expected[row.name])
+
+
+def test_the_untrained_encoder_is_another_one(files, tmp_path):
+    representations = representations_of(files, tmp_path, target="sex")
+    trained, untrained = (representations.features(name) for name in ("model", "random_weights"))
+    assert trained.shape == untrained.shape
+    assert np.abs(trained - untrained).max() > 0.1

@@ -237,8 +237,9 @@ def test_identification_by_hand():
     forward, backward = identify(first, second)
     np.testing.assert_array_equal(forward, np.arange(6))
     np.testing.assert_array_equal(backward, np.arange(6))
-    forward, _ = identify(first, second[[1, 0, 2, 3, 4, 5]])
-    np.testing.assert_array_equal(forward, [1, 0, 2, 3, 4, 5])
+    forward, backward = identify(first, second[[1, 2, 0, 3, 4, 5]])
+    np.testing.assert_array_equal(forward, [2, 0, 1, 3, 4, 5])
+    np.testing.assert_array_equal(backward, [1, 2, 0, 3, 4, 5])
 
 
 def fingerprint_config(files, out, **changes):

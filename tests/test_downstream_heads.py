@@ -113,6 +113,20 @@ def test_hyper_parameters_matter_and_ties_go_to_the_strongest_penalty(binary):
     assert fit_head("logistic", x, problem, HeadsConfig()).chosen["C"] > 1e-4
     constant = np.ones_like(noise)
     assert fit_head("logistic", constant, problem, HeadsConfig()).chosen["C"] == 1e-5
+    age = problem_of(np.arange(100.0), "mse")
+    assert fit_head("ridge", constant, age, HeadsConfig(alpha=(1.0, 9.0))).chosen["alpha"] == 9.0
+
+
+@pytest.mark.parametrize("selection", ["cv", "valid"])
+def test_validation_people_pick_the_setting_and_nothing_else(binary, selection):
+    x, problem = binary
+    config = HeadsConfig(selection=selection, C=(0.1,))
+    before = fit_head("logistic", x, problem, config).linear
+    changed = x.copy()
+    changed[problem.split.valid] = changed[problem.split.valid][::-1]
+    after = fit_head("logistic", changed, problem, config).linear
+    np.testing.assert_array_equal(before.weight, after.weight)
+    np.testing.assert_array_equal(before.bias, after.bias)
 
 
 def test_a_setting_at_the_edge_of_its_grid_is_logged(caplog):

@@ -120,6 +120,11 @@ def test_bootstrap_interval_covers_a_known_value():
     assert 88 <= inside <= 99
 
 
+def test_an_interval_leaves_out_as_much_on_either_side():
+    assert interval(np.arange(1001.0)) == pytest.approx((25, 975))
+    assert interval(np.arange(1001.0), level=0.5) == pytest.approx((250, 750))
+
+
 def test_bootstrap_is_paired_and_averages_over_runs(rng):
     people = np.array([f"sub-{i}" for i in range(30)])
     first, second = (

@@ -211,9 +211,19 @@ def test_test_people_are_read_once_and_last(make_config, monkeypatch):
         seen.append(set(np.flatnonzero(np.isfinite(scores[:, 0]))))
         return scores
 
+    trained = set()
+    take_step = engine_finetune.train_step
+
+    def train_step(*args):
+        record = take_step(*args)
+        trained.update(example for micro in record.rows for example in micro)
+        return record
+
     monkeypatch.setattr(engine_finetune, "predict", predict)
+    monkeypatch.setattr(engine_finetune, "train_step", train_step)
     main_finetune.run(config, [CPU])
     split = prepare(config).problems[0].split
+    assert trained == set(split.train)
     assert seen == [set(split.valid), set(split.valid), set(split.test)]
 
 

@@ -115,6 +115,8 @@ def test_constant_and_non_finite_rois_are_reported_and_stored_as_zeros(tmp_path)
     assert folder.bad_roi_mask(1).tolist() == [False, True, True]
     assert not folder.bad_roi_mask(3).any()
     assert not folder.series(1)[1:].any()
+    assert not folder.series(0)[0].any()
+    assert not folder.series(2)[0].any()
     assert np.isfinite(folder.flat).all()
     assert folder.rows(bad_rois="exclude").tolist() == [3]
     assert first[0, 0] == 7.1  # the caller's array is left alone

@@ -1,5 +1,7 @@
 """Networks: shapes for any grid, masks, attention maps, initialisation, memory-saving options."""
 
+from math import cos, sin
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.models.jepa import jepa_loss, jepa_targets, update_target_encoder
 from src.models.layers import apply_masks, block_at
+from src.models.pos_embed import PositionEmbedding
 from src.models.vision_transformer import (
     VisionTransformer,
     VisionTransformerPredictor,
@@ -49,11 +52,12 @@ def test_any_grid(img_size, patch):
 
 @pytest.mark.parametrize(("make", "millions"), [(vit_small, 22), (vit_base, 86), (vit_large, 307)])
 def test_published_sizes(make, millions):
-    """Parameter counts of spec 3."""
+    """Parameter counts and heads of method 3; a head is 64 wide in each of them."""
     with torch.device("meta"):
         encoder = make(gradient_pos_embed=torch.zeros(1, 450, 30), add_w="origin")
     count = sum(p.numel() for p in encoder.parameters()) / 1e6
     assert count == pytest.approx(millions, rel=0.04)
+    assert {block.attn.head_dim for block in encoder.blocks} == {64}
 
 
 def test_tokens_are_roi_major():
@@ -213,6 +217,8 @@ def test_initialisation_schemes():
     assert fan_in.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(768**-0.5, rel=0.1)
     assert fan_in.patch_embed.proj.weight.std().item() == pytest.approx(0.3, rel=0.1)
     assert fan_in.blocks[0].mlp.fc1.bias.abs().max() == 0
+    mask_tokens = torch.stack([make_predictor(release).mask_token for _ in range(100)])
+    assert mask_tokens.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_positions_span_minus_one_to_one_and_carry_gradient():
@@ -222,6 +228,29 @@ def test_positions_span_minus_one_to_one_and_carry_gradient():
     assert roi_code.max() == 1
     encoder(torch.randn(1, 1, 6, 32)).sum().backward()
     assert encoder.pos_embed_proj.predictor_pos_embed_proj.weight.grad.abs().sum() > 0
+
+
+def test_time_and_roi_codes_by_hand():
+    """Method 2: D / 4 frequencies, all sines, then all cosines; tokens are ROI-major."""
+    rois, patches, dim = 3, 5, 16
+    positions = PositionEmbedding((rois, patches), dim, None, add_w="origin")()[0]
+    assert positions.shape == (rois * patches, dim)
+    for roi in range(rois):
+        for patch in range(patches):
+            token = positions[roi * patches + patch].tolist()
+            omega = [10000.0 ** (-k / (dim / 4)) for k in range(dim // 4)]
+            expected = [
+                wave(place * w) for place in (patch, roi) for wave in (sin, cos) for w in omega
+            ]
+            assert token == pytest.approx(expected, abs=1e-6)
+
+
+def test_positions_are_float32_under_autocast():
+    positions = make_encoder().pos_embed_proj
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = positions()
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, positions())
 
 
 def test_mistakes_are_errors():
@@ -248,6 +277,9 @@ def test_the_loss_trains_encoder_and_predictor_but_never_the_target_encoder():
 
 def test_targets_are_normalised_over_features_of_the_full_grid():
     encoder = make_encoder().eval()
+    with torch.no_grad():  # or the encoder's own last norm would do
+        encoder.norm.weight.copy_(torch.linspace(1, 5, 24))
+        encoder.norm.bias.copy_(torch.linspace(3, -1, 24))
     x = torch.randn(2, 1, 6, 32)
     targets = jepa_targets(encoder, x)
     assert targets.shape == (2, 24, 24)

@@ -22,6 +22,8 @@ def test_learning_rate_warms_up_peaks_and_ends():
     assert SCHEDULE.lr(170) == pytest.approx((1e-3 + 1e-6) / 2)
     assert SCHEDULE.lr(300) == pytest.approx(1e-6)
     assert SCHEDULE.lr(20) == pytest.approx((5e-5 + 1e-3) / 2)
+    a_quarter = 1e-6 + (1e-3 - 1e-6) * (1 + 0.5**0.5) / 2  # of the way down a cosine
+    assert SCHEDULE.lr(40 + 65) == pytest.approx(a_quarter)
 
 
 def test_weight_decay_rises_to_its_final_value():
