@@ -6,4 +6,4 @@ source "$(dirname "$0")/environment.sh"
 
 # One thread each: the tests run on all cores at once.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$VENV/bin/python" -m pytest -n auto --dist loadfile -m "not slow and not brainmarks" "$@"
+exec "$VENV/bin/python" -m pytest -n auto --dist loadfile -m "not slow and not brainmarks and not mutants" "$@"

@@ -1,0 +1,260 @@
+"""Break the code on purpose, one line at a time, and see the tests notice.
+
+    python tests/mutants.py                          # every row of the tables, ten minutes or so
+    python tests/mutants.py --only src/models        # rows of files whose path starts so
+    python tests/mutants.py --fraction 0.1 --seed 3 --seconds 240   # what the gate does
+
+A row says which text of which file is replaced by what, and which tests must fail then. Every
+mutant is made in a copy of the checkout, never in the checkout. The exit code is 1 unless every
+mutant died: a mutant whose tests pass has *survived*; one whose text is not in the file exactly
+once, that does not run, or whose tests fail without it proves nothing and is an *error*.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 300  # seconds that the tests of one mutant may take
+FAILED = 1  # pytest's exit code: tests ran, and some failed
+# What every test imports, read once and then shared by all the processes that are forked.
+HEAVY = ("pandas", "pytest", "scipy.stats", "sklearn.linear_model", "torch.utils.tensorboard")
+HEAVY += ("timm.models.vision_transformer", "timm.optim", "torch.nn.parallel", "matplotlib.figure")
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_FORK = multiprocessing.get_context("fork")
+
+
+class Mutant(NamedTuple):
+    """One row of the tables.
+
+    Attributes:
+        file: path from the top of the checkout.
+        old, new: text that the file holds exactly once, and what takes its place.
+        tests: node ids of pytest, divided by spaces, of which one must fail.
+        rule: what the line is there for, with the section of the method.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    rule: str
+
+    @property
+    def name(self) -> str:
+        """The row in one line."""
+        return f"{self.file}: {self.rule}"
+
+    def apply(self, root: Path) -> str:
+        """The text of the file with the mutation; ``ValueError`` if there is no such mutant."""
+        text = (root / self.file).read_text()
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"the old text is {count} times in the file, not once: {self.old!r}")
+        mutated = text.replace(self.old, self.new)
+        try:
+            compile(mutated, self.file, "exec")
+        except SyntaxError as error:
+            raise ValueError(f"the mutated file is no Python: {error}") from error
+        return mutated
+
+
+class Outcome(NamedTuple):
+    """How it ended: ``died``, ``survived`` or ``error``, and what pytest said."""
+
+    kind: str
+    detail: str
+
+
+def table() -> list[Mutant]:
+    """All rows."""
+    from mutants_of_downstream_tasks import ROWS as DOWNSTREAM_ROWS
+    from mutants_of_src import ROWS as SRC_ROWS
+
+    return [Mutant(*row) for row in (*SRC_ROWS, *DOWNSTREAM_ROWS)]
+
+
+# --- one copy of the checkout --------------------------------------------------------------------
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what git knows or would add, without its history: nothing is shared with ``target``."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+class Copy:
+    """A copy of the checkout in which pytest runs in forked processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = copy_checkout(folder / "checkout")
+        self.scratch = folder / "scratch"
+
+    def pytest(self, arguments: Sequence[str], timeout: float) -> tuple[int | None, str]:
+        """Exit code (``None``: not finished in time) and output of pytest in this copy."""
+        output = self.root / ".pytest-output"
+        process = _FORK.Process(target=_run_pytest, args=(self, arguments, output))
+        process.start()
+        process.join(timeout)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return code, output.read_text(errors="replace")
+
+    def failing(self, tests: Sequence[str]) -> dict[str, str]:
+        """Those of ``tests`` that fail, or do not exist, without any mutation, and why."""
+        code, output = self.pytest(tests, TIMEOUT * len(tests))
+        if code == 0:
+            return {}
+        if len(tests) == 1:
+            return {tests[0]: _tail(output)}
+        return {name: why for test in tests for name, why in self.failing([test]).items()}
+
+    def outcome(self, mutant: Mutant) -> Outcome:
+        """Whether the tests of the mutant notice it."""
+        path = self.root / mutant.file
+        original = path.read_bytes()
+        try:
+            path.write_text(mutant.apply(self.root))
+            code, output = self.pytest(["-x", *mutant.tests.split()], TIMEOUT)
+        except ValueError as error:
+            return Outcome("error", str(error))
+        finally:
+            path.write_bytes(original)
+        if code == 0:
+            return Outcome("survived", "its tests pass")
+        if code == FAILED:
+            names = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            return Outcome("died", names[0] if names else "")
+        why = f"after {TIMEOUT} s still running" if code is None else f"pytest ended with {code}"
+        return Outcome("error", f"{why}: {_tail(output)}")
+
+
+def _run_pytest(copy: Copy, arguments: Sequence[str], output: Path) -> None:
+    """In a forked process: run pytest as if started at the top of the copy; end the process."""
+    import pytest
+
+    with output.open("wb") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.chdir(copy.root)
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [str(copy.root), *(entry for entry in sys.path if entry not in ("", here))]
+    options = ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", f"--basetemp={copy.scratch}"]
+    code = pytest.main([*options, *arguments])
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
+def _tail(output: str) -> str:
+    return " / ".join(line for line in output.splitlines()[-6:] if line.strip())
+
+
+# --- many ----------------------------------------------------------------------------------------
+
+_copy: Copy  # of this worker process
+
+
+def _begin(folder: str) -> None:
+    global _copy
+    _copy = Copy(Path(tempfile.mkdtemp(dir=folder)))
+
+
+def _failing(tests: Sequence[str]) -> dict[str, str]:
+    return _copy.failing(tests)
+
+
+def _outcome(mutant: Mutant, deadline: float) -> Outcome | None:
+    return _copy.outcome(mutant) if time.monotonic() < deadline else None
+
+
+def run_mutants(
+    mutants: Sequence[Mutant], workers: int = 1, seconds: float = float("inf")
+) -> Iterator[tuple[Mutant, Outcome]]:
+    """Yield every mutant with its outcome.
+
+    The tests are run without any mutation first, file by file: one that fails then proves nothing.
+    Mutants not begun in ``seconds`` after that are left out.
+    """
+    for name in ONE_THREAD:
+        os.environ[name] = "1"
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a stale .pyc would hide a mutation of equal size
+    sys.dont_write_bytecode = True
+    for name in HEAVY:
+        importlib.import_module(name)
+    by_file: dict[str, set[str]] = defaultdict(set)
+    for mutant in mutants:
+        for test in mutant.tests.split():
+            by_file[test.partition("::")[0]].add(test)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers, _FORK, _begin, (folder,)) as pool,
+    ):
+        failing: dict[str, str] = {}
+        for found in pool.map(_failing, map(sorted, by_file.values())):
+            failing |= found
+        deadline = time.monotonic() + seconds
+        futures: dict[Future, Mutant] = {}
+        for mutant in mutants:
+            if broken := [test for test in mutant.tests.split() if test in failing]:
+                why = f"{broken[0]} fails without the mutation: {failing[broken[0]]}"
+                yield mutant, Outcome("error", why)
+            else:
+                futures[pool.submit(_outcome, mutant, deadline)] = mutant
+        for future in as_completed(futures):
+            if (outcome := future.result()) is not None:
+                yield futures[future], outcome
+
+
+def main() -> int:
+    """Command line of this program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the rows, at random")
+    parser.add_argument("--seed", default="0", help="of that choice; any text")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin none after them")
+    parser.add_argument("--only", default="", metavar="PATH", help="rows of files that start so")
+    parser.add_argument("--workers", type=int, default=2, help="copies of the checkout in use")
+    parser.add_argument("--verbose", action="store_true", help="show what each mutant died of")
+    arguments = parser.parse_args()
+    rows = [row for row in table() if row.file.startswith(arguments.only)]
+    if not rows:
+        parser.error(f"no row of the tables is about a file {arguments.only}*")
+    wanted = max(1, round(arguments.fraction * len(rows)))
+    chosen = random.Random(arguments.seed).sample(rows, wanted) if wanted < len(rows) else rows
+
+    counts = dict.fromkeys(("died", "survived", "error"), 0)
+    for mutant, outcome in run_mutants(chosen, arguments.workers, arguments.seconds):
+        counts[outcome.kind] += 1
+        if outcome.kind != "died" or arguments.verbose:
+            print(f"{outcome.kind}: {mutant.name}\n    {outcome.detail}", flush=True)
+    begun = sum(counts.values())
+    print(
+        f"{begun} of {len(chosen)} mutants (the tables have {len(rows)}): {counts['died']} died, "
+        f"{counts['survived']} survived, {counts['error']} errors"
+    )
+    return int(counts["died"] < begun or not begun)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
