@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))
 from src.datasets.folder import DataFolder  # noqa: E402
 from src.datasets.gradients import diffusion_gradients, load_gradients  # noqa: E402
 from src.datasets.synthetic import FAMILIES, Population, make_atlas  # noqa: E402
+from src.masks.draw import BLOCK_COLORS, block_grid, rows_by_block  # noqa: E402
 from src.masks.sampler import MaskSettings  # noqa: E402
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator  # noqa: E402
 from src.utils.errors import UserError, run_main  # noqa: E402
-from src.utils.figures import BLOCK_COLORS, block_grid, rows_by_block  # noqa: E402
 
 INK, MUTED, FRAME, PAPER = "#24292f", "#6e7781", "#d0d7de", "#ffffff"
 TRAINED, AVERAGED = "#dbe8f6", "#e8e6f3"  # boxes of networks
@@ -106,7 +106,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_method(path: Path) -> None:
-    """From a run to the loss (spec 1, 2, 5 and 6), with a mask that the collator drew."""
+    """From a run to the loss (method 1, 2, 5 and 6), with a mask that the collator drew."""
     n_rois, n_patches, patch_size = 32, 10, 16
     codes = clear_mask(n_rois, n_patches)
     families = len(FAMILIES)
@@ -175,17 +175,19 @@ def draw_method(path: Path) -> None:
 def clear_mask(n_rois: int, n_patches: int) -> np.ndarray:
     """Block codes [R, P], rows rearranged, of a mask whose parts are all large enough to see."""
     collator = SpatiotemporalMaskCollator(MaskSettings(n_rois, n_patches))
-    for step in range(1000):
+    for step in range(20_000):
         sizes = collator.sizes(step)
+        if (sizes.context_columns, sizes.alpha_columns, sizes.margin_columns) != (6, 3, 2) or min(
+            sizes.beta_rows, sizes.gamma_rows
+        ) < 4:
+            continue
         codes = block_grid(collator.sample(1, step), 0, (n_rois, n_patches))
+        codes = codes[rows_by_block(codes)]
         observed = np.flatnonzero((codes == 1).any(axis=0))
-        if (
-            np.ptp(observed) + 1 == observed.size == 6
-            and min(sizes.beta_rows, sizes.gamma_rows) >= 4
-            and sizes.margin_columns == 2
-        ):
-            return codes[rows_by_block(codes)]
-    raise RuntimeError("no mask of 1000 is fit to be shown")
+        gamma = np.flatnonzero((codes[:, :2] == 4).any(axis=1))
+        if np.ptp(observed) + 1 == observed.size and np.ptp(gamma) + 1 == gamma.size:
+            return codes
+    raise RuntimeError("no mask of 20000 is fit to be shown")
 
 
 def network(axes: Axes, x: float, y: float, name: str, color: str) -> None:
@@ -221,7 +223,7 @@ def name_blocks(axes: Axes, codes: np.ndarray) -> None:
         rows, columns = np.nonzero(codes == code)
         sides = (columns < middle, columns >= middle) if code > 2 else (columns >= 0,)
         for side in sides:
-            place = columns[side].mean(), (rows.min() + rows.max()) / 2
+            place = columns[side].mean(), rows[side].mean()
             text(axes, *place, name, color=PAPER, fontsize=13, weight="bold")
 
 

@@ -24,12 +24,13 @@ from src.helper import (
     init_roi_features,
 )
 from src.journal import describe, describe_start, report_monitors, report_step
+from src.masks.draw import draw_masks
 from src.models.jepa import Networks
 from src.pretrain_state import PretrainState, state_to_go_on_from
 from src.utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
 from src.utils.distributed import Ranks, stop_requests
 from src.utils.errors import UserError
-from src.utils.figures import draw_curves, draw_masks
+from src.utils.figures import draw_curves
 from src.utils.loading import batches_of, leave_signals_to_the_trainer
 from src.utils.logging import RunLog, git_revision, setup_logging
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord

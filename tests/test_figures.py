@@ -6,64 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from src.datasets.folder import DataFolder
-from src.masks.sampler import MaskSettings
-from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.utils.errors import UserError
-from src.utils.figures import (
-    BLOCK_COLORS,
-    block_grid,
-    draw_curves,
-    draw_masks,
-    rows_by_block,
-)
-
-GRID = (60, 10)
-
-
-def draw(n_steps=6, **options):
-    collator = SpatiotemporalMaskCollator(MaskSettings(*GRID, **options))
-    return [collator.sample(2, step) for step in range(n_steps)]
+from src.utils.figures import draw_curves
 
 
 def colors(path):
     pixels = (imread(path)[..., :3] * 255).round().astype(int)
     packed = np.unique(pixels @ (1, 256, 256**2))
     return {(p % 256, p // 256 % 256, p // 256**2) for p in packed.tolist()}
-
-
-def test_block_grid_tells_the_blocks_apart():
-    masks = draw()[2]
-    codes = block_grid(masks, 1, GRID)
-    for code, tokens in enumerate(masks[:4], start=1):
-        assert np.array_equal(np.flatnonzero(codes == code), np.sort(tokens[1]))
-
-
-def test_block_grid_shows_targets_inside_an_overlapping_context():
-    masks = draw(allow_overlap=True)[0]
-    codes = block_grid(masks, 0, GRID)
-    assert np.array_equal(np.flatnonzero(codes == 2), np.sort(masks.alpha[0]))
-    assert (codes == 1).sum() > masks.context.shape[1]
-
-
-def test_rearranged_rows_of_a_block_lie_together():
-    for masks in draw(30):
-        codes = block_grid(masks, 0, GRID)
-        codes = codes[rows_by_block(codes)]
-        for code in range(1, 5):
-            rows = np.flatnonzero((codes == code).any(axis=1))
-            assert rows.size == 0 or rows.size == np.ptp(rows) + 1
-
-
-def test_draw_masks_paints_every_block(tmp_path):
-    masks = draw()
-    assert any(m.beta.size and m.gamma.size for m in masks)
-    draw_masks(masks, GRID, tmp_path / "masks.png")
-    expected = {tuple(int(255 * c + 0.5) for c in to_rgb(c)) for c in BLOCK_COLORS.values()}
-    assert expected <= colors(tmp_path / "masks.png")
 
 
 @pytest.fixture
