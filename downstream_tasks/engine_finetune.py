@@ -32,8 +32,9 @@ from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
 from src.utils.distributed import Ranks, stop_requests
 from src.utils.errors import UserError
 from src.utils.loading import batches_of, leave_signals_to_the_trainer
+from src.utils.memory import Blocks, MemoryEstimate
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
-from src.utils.precision import autocast
+from src.utils.precision import autocast, has_bfloat16
 from src.utils.schedulers import warmup_cosine
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ def fine_tune(
     criterion = make_criterion(problem, ft, ranks.device)
     precision = autocast(ranks.device, ft.use_bfloat16)
 
+    if ranks.main:
+        describe_memory(model, ft, ranks)
+
     # -------------------------------------------------------------------------- optimizer, resume
     optimizer = make_optimizer(model, ft)
     rate = LearningRate.of(ft, sampler.steps_per_epoch, effective_batch(config, ranks))
@@ -103,6 +107,7 @@ def fine_tune(
         disable=not ranks.main,
     )
     with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
+        logger.info("the first step is running")
         while progress.step < total_steps:
             step = progress.step + 1
             buffer.add(
@@ -187,6 +192,30 @@ class LearningRate:
     def __call__(self, step: int) -> float:
         """Rate of update ``step``, counted from 1, of the last layer."""
         return warmup_cosine(step, self.total, self.warmup, 0.0, self.peak, self.final)
+
+
+def describe_memory(model: DownstreamViT, ft: FineTuneConfig, ranks: Ranks) -> None:
+    """Say in the log what the model is and what a training step takes of the memory there is."""
+    encoder = model.encoder
+    logger.info(
+        "%.1f M parameters; %d tokens of a clip, %d clips per device and micro-step",
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        encoder.num_patches,
+        ft.batch_size,
+    )
+    blocks = Blocks.from_modules(
+        encoder.blocks,
+        ft.batch_size,
+        encoder.num_patches,
+        bfloat16=ft.use_bfloat16 and has_bfloat16(ranks.device),
+        recompute=ft.gradient_checkpointing,
+    )
+    MemoryEstimate.from_modules([model], [], blocks.activations()).report(
+        ranks.device,
+        ranks.world_size,
+        "Lower --batch_size (and raise fine_tune.accumulation_steps), or add "
+        "--gradient_checkpointing.",
+    )
 
 
 def make_optimizer(model: DownstreamViT, ft: FineTuneConfig) -> torch.optim.AdamW:

@@ -118,6 +118,7 @@ class MetaConfig:
     patch_embed_std: Positive = 0.02
     load_checkpoint: bool = False
     read_checkpoint: str | None = None  # in logging.folder, or a path; unset: the latest
+    init_from: str | None = None  # checkpoint whose weights a new run begins with
     use_bfloat16: bool = True
     accumulation_steps: Count = 1
     gradient_checkpointing: bool = False

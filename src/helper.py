@@ -1,6 +1,8 @@
 """Data, networks and optimizer from a config."""
 
 import copy
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,11 @@ from src.datasets.gradients import load_gradients
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.models.jepa import Networks
 from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
+from src.utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from src.utils.errors import UserError
 from src.utils.schedulers import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 def init_dataset(
@@ -98,6 +103,36 @@ def init_model(config: Config, roi_features: Tensor | None, device: torch.device
     )
     target_encoder = copy.deepcopy(encoder).requires_grad_(False)
     return Networks(encoder.to(device), predictor.to(device), target_encoder.to(device))
+
+
+def load_weights(networks: Networks, path: str | Path) -> None:
+    """Begin with the weights of a pretraining checkpoint, of this project or of the release.
+
+    A file without target encoder (or without encoder) gives the other's weights to both, and one
+    without predictor leaves that as it was initialised; the log says what was loaded.
+
+    Raises:
+        UserError: if the file cannot be read, has no encoder, or its shapes are others.
+    """
+    path = find_checkpoint(path)
+    stored = load_checkpoint(path)
+    encoders = [part for part in ("encoder", "target_encoder") if part in stored]
+    if not encoders:
+        raise UserError(
+            f"meta.init_from: {path} is not a checkpoint of pretraining: it has neither encoder "
+            f"nor target_encoder, but {', '.join(map(str, stored))}."
+        )
+    sources = {
+        "encoder": encoders[0],
+        "predictor": "predictor" if "predictor" in stored else None,
+        "target_encoder": encoders[-1],
+    }
+    for part, source in sources.items():
+        if source is None:
+            logger.warning("%s has no %s: it begins with random weights", path, part)
+            continue
+        load_network(getattr(networks, part), stored[source], path, part)
+        logger.info("%s begins with the weights of %s in %s", part, source, path)
 
 
 def init_opt(

@@ -1,6 +1,8 @@
 """What a run says while it goes on: its description, its steps, its monitors."""
 
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -9,11 +11,14 @@ from tqdm import tqdm
 from src.config import Config
 from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler
+from src.masks.sampler import MaskBatch
 from src.models.jepa import Networks
 from src.monitors import FixedClips
 from src.pretrain_state import PretrainState
 from src.utils.distributed import Ranks
 from src.utils.logging import RunLog
+from src.utils.memory import Blocks, MemoryEstimate
+from src.utils.precision import has_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +85,45 @@ def describe(
         ranks.device,
         sampler.steps_per_epoch,
         config.optimization.epochs,
+    )
+
+
+def describe_memory(
+    config: Config, networks: Networks, masks: Sequence[MaskBatch], ranks: Ranks
+) -> None:
+    """Say what a training step takes of the memory that is there.
+
+    Tokens are those of the largest of ``masks``. Activations are those that the encoder keeps of
+    the context and the predictor of context and targets, or, if that is more, those that pass
+    through the target encoder, which sees all tokens and keeps none.
+    """
+    bfloat16 = config.meta.use_bfloat16 and has_bfloat16(ranks.device)
+    context = max(batch.context.shape[1] for batch in masks)
+    hidden = max(batch.targets.shape[1] for batch in masks)
+    encoder, predictor, target = (
+        Blocks.from_modules(
+            blocks,
+            config.data.batch_size,
+            tokens,
+            bfloat16=bfloat16,
+            recompute=config.meta.gradient_checkpointing,
+        )
+        for blocks, tokens in (
+            (networks.encoder.blocks, context),
+            (networks.predictor.predictor_blocks, context + hidden),
+            (networks.target_encoder.blocks, math.prod(config.grid)),
+        )
+    )
+    kept = encoder.activations() + predictor.activations()
+    MemoryEstimate.from_modules(
+        [networks.encoder, networks.predictor],
+        [networks.target_encoder],
+        max(kept, target.passing()),
+    ).report(
+        ranks.device,
+        ranks.world_size,
+        "Lower data.batch_size (and raise meta.accumulation_steps), or set "
+        "meta.gradient_checkpointing=true.",
     )
 
 

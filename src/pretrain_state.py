@@ -37,6 +37,7 @@ FREE_TO_CHANGE = {
     "data.pin_mem",
     "meta.load_checkpoint",
     "meta.read_checkpoint",
+    "meta.init_from",
     "meta.compile",
     "meta.gradient_checkpointing",
     "meta.attn_mode",
@@ -236,6 +237,11 @@ def state_to_go_on_from(config: Config, resume: bool) -> PretrainState | None:
                 "or write elsewhere: logging.folder=..."
             )
         return None
+    if config.meta.init_from is not None and not latest.exists():
+        raise UserError(
+            f"meta.init_from begins a new run, and {latest.parent} holds none to go on with. Leave "
+            "out --resume (and meta.load_checkpoint) for the first start."
+        )
     named = config.meta.read_checkpoint
     if named is None:
         return PretrainState.load(latest)

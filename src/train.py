@@ -22,8 +22,9 @@ from src.helper import (
     init_model,
     init_opt,
     init_roi_features,
+    load_weights,
 )
-from src.journal import describe, describe_start, report_monitors, report_step
+from src.journal import describe, describe_memory, describe_start, report_monitors, report_step
 from src.masks.draw import draw_masks
 from src.models.jepa import Networks
 from src.pretrain_state import PretrainState, state_to_go_on_from
@@ -109,6 +110,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     )
     if before:
         before.restore(networks, optimizer)
+    elif config.meta.init_from is not None:
+        load_weights(networks, config.meta.init_from)
     if config.meta.compile:
         networks.compile()
     networks.distribute(ranks, config.meta.accumulation_steps)
@@ -136,6 +139,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         masks = [collator.sample(1, step) for step in range(6)]
         draw_masks(masks, config.grid, folder / "masks.png")
         describe(config, dataset, held_out, sampler, networks, ranks)
+        describe_memory(config, networks, masks, ranks)
         if not before:
             first = measure()
             state.monitors = {"first": first, "last": first}
@@ -152,6 +156,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         CheckpointWriter(folder, tag) as writer,
         batches_of(loader) as batches,
     ):
+        logger.info("the first step is running")
         for step in range(state.step + 1, total_steps + 1):
             writer.check()
             record = train_step(

@@ -49,8 +49,8 @@ def losses(folder: Path) -> list[float]:
     [(False, False, False), (True, False, True), (False, True, True)],
 )
 def test_a_cpu_has_bfloat16_if_one_of_its_units_has(monkeypatch, avx512, amx, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    units = {"avx512_bf16": avx512, "amx_bf16": amx, "avx512_f": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert precision.has_bfloat16(CPU) is expected
 
 

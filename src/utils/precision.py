@@ -1,4 +1,4 @@
-"""Mixed precision: bfloat16 autocast where the device has it, no gradient scaler (spec 8.11)."""
+"""Mixed precision: bfloat16 autocast where the device has it, no gradient scaler (method 8.11)."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,9 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # Where an older PyTorch cannot be asked, float32 is computed.
+        ask = getattr(torch.cpu, "get_capabilities", dict)
+        return any(ask().get(unit, False) for unit in ("avx512_bf16", "amx_bf16"))
     return device.type == "mps"
 
 

@@ -1,0 +1,149 @@
+"""How much memory a training step takes, estimated before the first one, and how much there is."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+GIB = 2**30
+FLOAT32 = 4  # bytes
+# Bytes that a pre-norm block with MLP ratio 4 keeps for the backward pass, per token and unit of
+# width: block input, normalised input, query, key and value, attention output, its projection's
+# input, the same two of the MLP, and the hidden layer before and after GELU: 16 numbers. Under
+# autocast they are bfloat16, but for the residual stream.
+KEPT_FLOAT32, KEPT_BFLOAT16 = 64, 36
+# Numbers per token and unit of width that are alive at once in a block without gradients: residual
+# stream, its normalised copy, and the hidden layer before and after GELU.
+PASSING = 10
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A stack of transformer blocks and what a micro-step puts through it.
+
+    Attributes:
+        clips: of a micro-batch.
+        tokens: of a clip.
+        width, depth, heads: of the stack.
+        fused: whether attention is computed without its N x N matrix.
+        bfloat16: whether autocast is on.
+        recompute: whether activations are recomputed in the backward pass.
+    """
+
+    clips: int
+    tokens: int
+    width: int
+    depth: int
+    heads: int
+    fused: bool = True
+    bfloat16: bool = False
+    recompute: bool = False
+
+    @classmethod
+    def from_modules(
+        cls, blocks: nn.ModuleList, clips: int, tokens: int, *, bfloat16: bool, recompute: bool
+    ) -> "Blocks":
+        """Read width, depth, heads and kind of attention off timm's ``blocks``."""
+        attention = blocks[0].attn
+        return cls(
+            clips,
+            tokens,
+            width=attention.qkv.in_features,
+            depth=len(blocks),
+            heads=attention.num_heads,
+            fused=attention.fused_attn,
+            bfloat16=bfloat16,
+            recompute=recompute,
+        )
+
+    def activations(self) -> int:
+        """Bytes kept for the backward pass.
+
+        ``clips x tokens x width x depth`` times 64 (float32) or 36 (bfloat16), and unless attention
+        is fused ``clips x heads x tokens^2 x depth`` times 4 or 2. Recomputing keeps the input of
+        each block, and all of one block at a time.
+        """
+        numbers = self.clips * self.tokens * self.width
+        block = numbers * (KEPT_BFLOAT16 if self.bfloat16 else KEPT_FLOAT32)
+        if not self.fused:
+            bytes_each = FLOAT32 // 2 if self.bfloat16 else FLOAT32
+            block += self.clips * self.heads * self.tokens**2 * bytes_each
+        if self.recompute:
+            return self.depth * numbers * FLOAT32 + block
+        return self.depth * block
+
+    def passing(self) -> int:
+        """Bytes at most of a forward pass without gradients."""
+        matrix = 0 if self.fused else 2 * self.clips * self.heads * self.tokens**2
+        return (self.clips * self.tokens * self.width * PASSING + matrix) * FLOAT32
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one process on its device.
+
+    Attributes:
+        state: weights, gradients and the two moments of AdamW, and weights that are only averaged.
+        activations: of a micro-step.
+        copy: of weights and moments, which a checkpoint is written from; on the host.
+    """
+
+    state: int
+    activations: int
+    copy: int
+
+    @classmethod
+    def from_modules(
+        cls, trained: list[nn.Module], averaged: list[nn.Module], activations: int
+    ) -> "MemoryEstimate":
+        """Estimate for ``trained`` networks (16 bytes per parameter) and ``averaged`` ones (4)."""
+        learning, still = _parameters(trained), _parameters(averaged)
+        return cls(
+            state=FLOAT32 * (4 * learning + still),
+            activations=activations,
+            copy=FLOAT32 * (3 * learning + still),
+        )
+
+    def report(self, device: torch.device, processes: int, advice: str) -> None:
+        """Say in the log what a step takes of what is there; warn if it does not fit.
+
+        Args:
+            processes: of this machine, which share a host's memory.
+            advice: what makes a step smaller.
+        """
+        needed = self.state + self.activations
+        if device.type != "cuda":  # the copy is beside the networks
+            needed += self.copy
+        there = available_bytes(device, processes)
+        logger.info(
+            "a step takes about %.1f GiB: %.1f for weights, gradients and optimizer, %.1f for "
+            "activations; a checkpoint on its way to the disk takes %.1f GiB of the host",
+            *(bytes_ / GIB for bytes_ in (needed, self.state, self.activations, self.copy)),
+        )
+        if there is not None and needed > there:
+            logger.warning(
+                "%s has %.1f GiB for this process: a step may not fit. %s",
+                device,
+                there / GIB,
+                advice,
+            )
+
+
+def available_bytes(device: torch.device, processes: int = 1) -> int | None:
+    """Memory that this process may use on ``device``; ``None`` where the system does not say.
+
+    On CUDA what is free now and what this process holds already, else an equal share of the host.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+
+
+def _parameters(modules: list[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())

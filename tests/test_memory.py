@@ -1,0 +1,76 @@
+"""The estimate of a step's memory against what PyTorch keeps."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.models.layers import LAYER_NORM, build_blocks, run_blocks
+from src.utils import memory
+from src.utils.memory import GIB, Blocks, MemoryEstimate, available_bytes
+
+CPU = torch.device("cpu")
+
+
+def kept_bytes(forward: Callable[[], Tensor], parameters: list[nn.Parameter]) -> int:
+    """Bytes that ``forward`` keeps for the backward pass, each storage once, without parameters."""
+    known = {p.untyped_storage().data_ptr() for p in parameters}
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, or its address is reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("attn_mode", ["sdpa", "normal"])
+def test_activations_are_those_that_autograd_keeps(attn_mode, bfloat16):
+    blocks = build_blocks(
+        dim=48,
+        depth=3,
+        num_heads=4,
+        mlp_ratio=4.0,
+        qkv_bias=True,
+        norm_layer=LAYER_NORM,
+        attn_mode=attn_mode,
+    )
+    x = torch.randn(2, 150, 48, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        kept = kept_bytes(lambda: run_blocks(blocks, x), list(blocks.parameters()))
+    if bfloat16:  # the weights' copies, which do not grow with the batch
+        kept -= 2 * sum(p.numel() for p in blocks.parameters() if p.ndim > 1)
+    estimate = Blocks.from_modules(blocks, 2, 150, bfloat16=bfloat16, recompute=False)
+    assert estimate.activations() == pytest.approx(kept, rel=0.05)
+    again = Blocks.from_modules(blocks, 2, 150, bfloat16=bfloat16, recompute=True)
+    assert again.activations() < 0.5 * kept
+
+
+def test_a_parameter_that_learns_takes_16_bytes_and_one_that_is_averaged_4():
+    estimate = MemoryEstimate.from_modules([nn.Linear(10, 10)], [nn.Linear(10, 10)], 0)
+    assert estimate.state == 110 * 16 + 110 * 4
+    assert estimate.copy == 110 * 12 + 110 * 4
+
+
+@pytest.mark.parametrize(("there", "warns"), [(9, True), (11, False), (None, False)])
+def test_a_step_that_does_not_fit_is_warned_of(monkeypatch, caplog, there, warns):
+    """4 GiB of state, 5 of activations and 1 of copy."""
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: there and there * GIB)
+    with caplog.at_level(logging.INFO):
+        MemoryEstimate(4 * GIB, 5 * GIB, GIB).report(CPU, 1, "Lower the batch.")
+    assert "a step takes about 10.0 GiB: 4.0 for weights" in caplog.messages[0]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    expected = "cpu has 9.0 GiB for this process: a step may not fit. Lower the batch."
+    assert warnings == ([expected] if warns else [])
+
+
+def test_processes_share_the_memory_of_the_host():
+    assert 2**28 < available_bytes(CPU) < 2**50
+    assert available_bytes(CPU, 4) == available_bytes(CPU) // 4
