@@ -1,16 +1,30 @@
 """Pretrain Brain-JEPA: ``python main.py --fname CONFIG --devices cuda:0 cuda:1``."""
 
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
 
 from src import train
-from src.config import load_config
+from src.config import Config, load_config
 from src.utils.distributed import default_devices, is_first_process, launch, parse_devices
-from src.utils.errors import run_main
+from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
+from src.utils.typed import nearest_key
+
+FLAGS = ("--fname", "--devices", "--resume")
 
 
 def main() -> None:
     """Arguments -> config -> one worker per device."""
+    fname, devices, resume, overrides = parse_arguments(sys.argv[1:])
+    setup_logging(main=is_first_process())
+    config = load_config(fname, overrides)
+    launch(train.main, parse_devices(devices), config, resume)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str], bool, list[str]]:
+    """Split the command line into config file, devices, whether to resume, and overrides."""
     parser = argparse.ArgumentParser(
         description="Pretrain Brain-JEPA as a YAML config says, one process per device.",
         epilog="Several machines: start this under torchrun. Stop with SIGTERM or SIGUSR1 (the "
@@ -30,13 +44,28 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="override keys of the config"
     )
-    arguments = parser.parse_intermixed_args()
+    parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise _unknown_flag(unknown[0], arguments)
     # An override written right after the devices is read as one of them; no device holds a "=".
-    devices = [name for name in arguments.devices if "=" not in name]
-    overrides = arguments.overrides + [name for name in arguments.devices if "=" in name]
-    setup_logging(main=is_first_process())
-    config = load_config(arguments.fname, overrides)
-    launch(train.main, parse_devices(devices), config, arguments.resume)
+    devices = [name for name in parsed.devices if "=" not in name]
+    overrides = parsed.overrides + [name for name in parsed.devices if "=" in name]
+    return parsed.fname, devices, parsed.resume, overrides
+
+
+def _unknown_flag(argument: str, arguments: Sequence[str]) -> UserError:
+    """Name the override that was meant, or else the flag."""
+    flag, equals, value = argument.partition("=")
+    if key := nearest_key(flag.lstrip("-").replace("-", "_"), Config):
+        after = [*arguments[arguments.index(argument) + 1 :], "-"][0]
+        if not equals:
+            value = "VALUE" if after.startswith("-") else after
+        override = shlex.quote(f"{key}={value}")
+        return UserError(f"unknown flag {flag}; a key of the config is set by {override}.")
+    return UserError(
+        f"unknown flag {flag}.{nearest(flag, FLAGS)} Flags: {', '.join(FLAGS)}; keys of the config "
+        "are set by section.key=value."
+    )
 
 
 if __name__ == "__main__":

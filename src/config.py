@@ -6,6 +6,7 @@ The release's keys keep their names and sections, so that a config written for i
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ logger = logging.getLogger(__name__)
 class DataConfig:
     """Which runs, and how a clip is cut from a run."""
 
-    data_dir: str = "data/ukb"
+    data_dir: str = "data/ukb"  # data-set folder (data/README.md)
+    how_to_make: tuple[str, ...] = ()  # commands, with {data_dir}: said where it is missing
     gradient_csv_path: str | None = None  # needed by add_w: mapping and anatomical
     batch_size: Count = 16  # clips per device and micro-step
     crop_size: tuple[Count, Count] = (450, 160)  # ROIs, frames after resampling
@@ -73,6 +75,12 @@ class DataConfig:
     target_tr: Positive | None = None  # seconds; resample every run to it instead of striding
     short_runs: Literal["error", "pad", "skip"] = "error"
     bad_rois: Literal["exclude", "zero"] = "exclude"
+
+    @property
+    def commands(self) -> list[str]:
+        """What makes ``data_dir``, as one types it."""
+        folder = shlex.quote(self.data_dir)
+        return [command.replace("{data_dir}", folder) for command in self.how_to_make]
 
 
 @dataclass

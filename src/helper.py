@@ -25,6 +25,11 @@ def init_dataset(
     config: Config, split: str, stats: dict[str, Any] | None, clips: str = "random"
 ) -> FMRIDataset:
     """Clips of one split as the config describes them."""
+    if config.data.commands and not Path(config.data.data_dir).exists():
+        raise UserError(
+            f"{config.data.data_dir} does not exist. Make it with: "
+            f"{' && '.join(config.data.commands)}"
+        )
     return FMRIDataset(
         config.data.data_dir,
         split,

@@ -59,11 +59,15 @@ def describe(
     }
     rois, patches = config.grid
     logger.info(
-        "%s: %d clips for training, %d held out, from %s",
+        "%s: %d training runs x %d clips = %d clips per epoch, %d held-out clips, from %s; "
+        "normalization: %s",
         dataset.folder.atlas,
         len(dataset),
+        config.data.repeats,
+        len(dataset) * config.data.repeats,
         len(held_out),
         config.data.data_dir,
+        dataset.normalization,
     )
     _describe_time(config, dataset)
     logger.info(

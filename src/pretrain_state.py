@@ -32,6 +32,7 @@ FREE_TO_CHANGE = {
     "logging",
     "data.batch_size",  # its product with the number of devices must stay
     "data.data_dir",
+    "data.how_to_make",
     "data.gradient_csv_path",
     "data.num_workers",
     "data.pin_mem",
