@@ -2,10 +2,11 @@
 
     python scripts/benchmark.py                          # the published size, synthetic data
     python scripts/benchmark.py --fname configs/quickstart.yaml --devices cuda:0
+    python scripts/benchmark.py --check                  # loading and masks against their limits
 
 Ratios, because seconds of one machine say little about another: loading against slicing the raw
-memory map, masks against a training step, the step's arithmetic against the rate at which this
-device multiplies large matrices, and one attention backend against the other.
+memory map, masks against stacking the clips of their batch, the step's arithmetic against the rate
+at which this device multiplies large matrices, and one attention backend against the other.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +36,48 @@ from src.utils.precision import autocast
 
 Row = tuple[str, str, str]
 
+N_MASKS = 16  # samples whose masks are measured together
+ROUNDS = 50
+# What loading a clip may cost, in copies of its slice of the memory map, by normalisation.
+SAMPLE_LIMITS = {
+    "robust": 1.6,
+    "robust_frames": 1.6,
+    "zscore_sample": 2.3,
+    "zscore_roi": 3.0,
+    "none": 1.4,
+}
+# What masks may cost, in stackings of the clips they are for (0.6 ms at 450 x 160 where that takes
+# 0.33 ms).
+MASK_LIMIT = 1.8
+
+
+class Cost(NamedTuple):
+    """Seconds of something, of what it is compared with, and how many times those it may take."""
+
+    what: str
+    seconds: float
+    beside: str
+    beside_seconds: float
+    limit: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long it takes."""
+        return self.seconds / self.beside_seconds
+
+    def row(self) -> Row:
+        """A line of the table."""
+        return self.what, f"{self.seconds * 1e6:.0f} us", f"{self.ratio:.2f} x {self.beside}"
+
+
+def exceeded(costs: Sequence[Cost]) -> list[str]:
+    """One line for each cost above its limit."""
+    return [
+        f"limit exceeded: {cost.what} took {cost.ratio:.2f} x {cost.beside}, not {cost.limit:g}"
+        for cost in costs
+        if cost.ratio > cost.limit
+    ]
+
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
     """Median time of ``work``, after one call that warms up."""
@@ -46,43 +90,60 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return median(times)
 
 
-def measure_loading(config: Config, folder: Path) -> list[Row]:
-    """One sample against a copy of the same slice of the raw memory map, in alternation."""
+def shortest_seconds(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Shortest time of each of ``works``, taken in turn: other programs can only add to it."""
+    times = np.empty((rounds, len(works)))
+    for i in range(-1, rounds):  # the first round warms up, and its times are overwritten
+        for j, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            times[i, j] = time.perf_counter() - start
+    return times.min(axis=0).tolist()
+
+
+def measure_loading(config: Config, folder: Path, rounds: int) -> list[Cost]:
+    """A clip in every normalisation against a copy of the same slice of the raw memory map."""
     rois, frames = config.data.crop_size
-    dataset = FMRIDataset(
-        folder, "train", (rois, frames), **config.sampling, normalization=config.normalization
-    )
+    datasets = {
+        method: FMRIDataset(
+            folder, "train", (rois, frames), **config.sampling, normalization=method
+        )
+        for method in SAMPLE_LIMITS
+    }
+    first = next(iter(datasets.values()))
     flat = np.load(folder / "timeseries.npy", mmap_mode="r")
-    length = int(dataset.folder.frames[0])
+    length = int(first.folder.frames[0])
     stride = config.sampling.get("stride", 1)
 
     def raw(i: int) -> np.ndarray:
         run = flat[i * rois * length : (i + 1) * rois * length].reshape(rois, length)
         return np.array(run[:, : stride * frames : stride])
 
-    def sweep(read: Callable[[int], object]) -> float:
-        start = time.perf_counter()
-        for i in range(len(dataset)):
-            read(i)
-        return (time.perf_counter() - start) / len(dataset)
+    def sweep(read: Callable[[int], object]) -> Callable[[], None]:
+        def read_all() -> None:
+            for i in range(len(first)):
+                read(i)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the worker process of a DataLoader
-    pairs = [(sweep(raw), sweep(dataset.__getitem__)) for _ in range(51)][1:]
-    torch.set_num_threads(threads)
-    slicing, loading = (median(column) for column in zip(*pairs, strict=True))
+        return read_all
+
+    reads = [raw, *(dataset.__getitem__ for dataset in datasets.values())]
+    slicing, *loading = shortest_seconds([sweep(read) for read in reads], rounds)
+    n = len(first)
     return [
-        ("slice of the raw memory map", f"{slicing * 1e6:.0f} us", "1"),
-        ("sample, normalised", f"{loading * 1e6:.0f} us", f"{loading / slicing:.2f} x the slice"),
+        Cost(f"sample, {method}", time / n, "the slice", slicing / n, SAMPLE_LIMITS[method])
+        for method, time in zip(datasets, loading, strict=True)
     ]
 
 
-def measure_masks(config: Config) -> tuple[float, Row]:
-    """Masks of a batch of 16."""
+def measure_masks(config: Config, rounds: int) -> Cost:
+    """Masks of a batch against putting its clips together, which a collator does anyway."""
     collator = init_collator(config, seed=0)
-    steps = iter(range(100_000))
-    time_of_batch = seconds(lambda: collator.sample(16, next(steps)), 500)
-    return time_of_batch, ("masks of 16 samples", f"{time_of_batch * 1e3:.2f} ms", "")
+    clips = [torch.randn(1, *config.data.crop_size) for _ in range(N_MASKS)]
+    steps = iter(range(1_000_000))
+    stacking, drawing = shortest_seconds(
+        [lambda: torch.stack(clips), lambda: collator.sample(N_MASKS, next(steps))], rounds
+    )
+    return Cost(f"masks of {N_MASKS} samples", drawing, "their stacking", stacking, MASK_LIMIT)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -139,34 +200,30 @@ def measure_step(
     return time_of_step, counter.get_total_flops(), memory
 
 
-def main() -> None:
-    """Measure and print one table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--fname", default="configs/ukb_vitb_ep300.yaml", metavar="YAML")
-    parser.add_argument("--devices", nargs=1, default=default_devices(), metavar="DEVICE")
-    parser.add_argument("--repeats", type=int, default=3, help="timed training steps")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_intermixed_args()
-    config = load_config(arguments.fname, arguments.overrides)
-    (device,) = parse_devices(arguments.devices)
+def measure_input(config: Config) -> list[Cost]:
+    """Loading and masks, in one thread, as in the worker process of a DataLoader."""
     rois, frames = config.data.crop_size
-
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "synthetic"
         length = config.sampling.get("stride", 1) * frames + 10
         write_synthetic(folder, 40, n_rois=rois, frames=length)
-        rows = measure_loading(config, folder)
-    mask_time, mask_row = measure_masks(config)
-    rows.append(mask_row)
+        costs = [*measure_loading(config, folder, ROUNDS), measure_masks(config, 10 * ROUNDS)]
+    torch.set_num_threads(threads)
+    return costs
 
+
+def measure_training(
+    config: Config, device: torch.device, repeats: int, mask_seconds: float
+) -> list[Row]:
+    """A training step by both attention backends, as lines of the table."""
     bfloat16 = autocast(device, config.meta.use_bfloat16)().__class__ is torch.autocast
     rate = matmul_rate(device, torch.bfloat16 if bfloat16 else torch.float32)
     name = "bfloat16" if bfloat16 else "float32"
-    rows.append((f"matrix product, {name}", f"{rate / 1e9:.0f} GFLOP/s", "1"))
+    rows = [(f"matrix product, {name}", f"{rate / 1e9:.0f} GFLOP/s", "1")]
     steps = {  # the lighter first: a CPU's peak memory never falls
-        attn_mode: measure_step(config, attn_mode, device, arguments.repeats)
+        attn_mode: measure_step(config, attn_mode, device, repeats)
         for attn_mode in ("sdpa", "normal")
     }
     flops = steps["normal"][1]
@@ -180,8 +237,35 @@ def main() -> None:
         )
     fused, plain = steps["sdpa"][0], steps["normal"][0]
     rows.append(("sdpa against normal", "", f"{plain / fused:.2f} x as fast"))
-    rows.append(("masks against a step", "", f"{100 * mask_time / fused:.3f} % of it"))
+    rows.append(("masks against a step", "", f"{100 * mask_seconds / fused:.3f} % of it"))
+    return rows
 
+
+def main() -> int:
+    """Measure and print one table; exit code 1 if ``--check`` finds a limit exceeded."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fname", default="configs/ukb_vitb_ep300.yaml", metavar="YAML")
+    parser.add_argument("--devices", nargs=1, default=default_devices(), metavar="DEVICE")
+    parser.add_argument("--repeats", type=int, default=3, help="timed training steps")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="no training step; exit code 1 if loading or masks cost more than their limits",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.fname, arguments.overrides)
+    (device,) = parse_devices(arguments.devices)
+
+    costs = measure_input(config)
+    rows = [("slice of the raw memory map", f"{costs[0].beside_seconds * 1e6:.0f} us", "1")]
+    rows += [cost.row() for cost in costs]
+    if not arguments.check:
+        rows += measure_training(config, device, arguments.repeats, costs[-1].seconds)
+
+    rois, frames = config.data.crop_size
     print(
         f"{arguments.fname}: {config.meta.model_name}, {rois} ROIs x {frames} frames, batch "
         f"{config.data.batch_size}, {device}, {torch.get_num_threads()} threads\n"
@@ -189,6 +273,10 @@ def main() -> None:
     print("| what | measured | ratio |\n|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")
+    above = exceeded(costs) if arguments.check else []
+    for line in above:
+        print(line, file=sys.stderr)
+    return int(bool(above))
 
 
 if __name__ == "__main__":
