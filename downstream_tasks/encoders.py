@@ -90,7 +90,6 @@ class Pretrained:
         encoder: in evaluation mode, without gradients.
         facts: what it is built of.
         kind: which sort of file it came from; ``release`` files hold weights only.
-        gradients: ``[R, G]`` gradients or centroids, ``None`` for ``add_w: origin``.
         roi_labels, atlas: the ROIs in their order; ``None`` where the file does not say.
         normalization: method of :mod:`src.datasets.normalization`, ``None`` where not known.
         stats: ``median`` and ``iqr`` ``[R]`` for the method ``robust``.
@@ -108,7 +107,6 @@ class Pretrained:
     facts: EncoderFacts
     kind: Kind
     path: Path
-    gradients: Tensor | None = None
     roi_labels: tuple[str, ...] | None = None
     atlas: str | None = None
     normalization: str | None = None
@@ -120,11 +118,16 @@ class Pretrained:
     split: dict[str, list[str]] | None = None
     training_people: Tensor | None = None
 
+    @property
+    def gradients(self) -> Tensor | None:
+        """``[R, G]`` gradients or centroids, ``None`` for ``add_w: origin``."""
+        stored = self.encoder.gradient_pos_embed
+        return None if stored is None else stored[0]
+
     def knowledge(self) -> dict[str, Any]:
         """All but the weights, in plain types and tensors: what files made from this one keep."""
         return {
             "facts": self.facts.to_dict(),
-            "gradients": self.gradients,
             "roi_labels": None if self.roi_labels is None else list(self.roi_labels),
             "atlas": self.atlas,
             "normalization": {"method": self.normalization, **(self.stats or {})},

@@ -86,7 +86,6 @@ class BrainJEPAHub(
         self.normalization, self.sampling, self.task = normalization, sampling, task
         rois = self.facts.crop_size[0]
         gradients = None if n_components is None else torch.zeros(rois, n_components)
-        self.register_buffer("gradients", gradients)
         for name in ("median", "iqr"):
             self.register_buffer(name, torch.ones(rois) if has_stats else None)
         people = None if n_training_people is None else torch.zeros(n_training_people).long()
@@ -96,7 +95,6 @@ class BrainJEPAHub(
         if n_outputs is not None:
             patch = (task or {}).get("patch")
             self.network = DownstreamViT(encoder, n_outputs, patch=patch, linear_probe=linear_probe)
-        self.register_load_state_dict_post_hook(_place_gradients)
         self.eval()
 
     @classmethod
@@ -123,7 +121,6 @@ class BrainJEPAHub(
         if last is not None:
             state = {_ENCODER_PREFIX + name: value for name, value in state.items()} | head
         known = {
-            "gradients": pretrained.gradients,
             "training_people": people,
             **(stats or {}),
         }
@@ -184,7 +181,6 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
         "model": {prefix + name: value for name, value in model.network.state_dict().items()},
         "knowledge": {
             "facts": model.facts.to_dict(),
-            "gradients": model.gradients,
             "roi_labels": model.roi_labels,
             "atlas": model.atlas,
             "normalization": {"method": model.normalization, **(model.stats or {})},
@@ -193,9 +189,3 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
         },
         "task": model.task,
     }
-
-
-def _place_gradients(model: BrainJEPAHub, incompatible_keys: object) -> None:
-    """Hand the gradients just loaded to the encoder, whose own copy is not in its state."""
-    if model.gradients is not None:
-        model.encoder.pos_embed_proj.roi_features.copy_(model.gradients[None])

@@ -18,7 +18,7 @@ from downstream_tasks.hub import is_hub_folder, read_hub_folder
 from src.config import DOWNSAMPLE_STRIDE, config_from_dict
 from src.datasets.gradients import load_gradients
 from src.models.layers import FUSED_ATTENTION
-from src.models.pos_embed import POSITION_KINDS
+from src.models.pos_embed import GRADIENTS, POSITION_KINDS
 from src.models.vision_transformer import SIZES
 from src.utils.checkpoint import (
     PREFIX,
@@ -90,16 +90,16 @@ def load_pretrained(
     knowledge = state.get("knowledge", state)
     labels = knowledge.get("roi_labels")
     gradients = _choose_gradients(
-        knowledge.get("gradients"), gradient_csv_path, facts, n_components, labels, path
+        weights.get(GRADIENTS), gradient_csv_path, facts, n_components, labels, path
     )
     encoder = facts.build(gradients, attn_mode=attn_mode)
-    load_network(encoder, weights, path, "encoder")
+    may_lack = (GRADIENTS,) if kind in ("release", "fine_tuned_release") else ()
+    load_network(encoder, weights, path, "encoder", may_lack)
     return Pretrained(
         encoder=freeze(encoder),
         facts=facts,
         kind=kind,
         path=path,
-        gradients=gradients,
         roi_labels=None if labels is None else tuple(labels),
         atlas=knowledge.get("atlas"),
         **_stated_input(state, knowledge, kind, path),
@@ -303,9 +303,10 @@ def _choose_gradients(
     roi_labels: Sequence[str] | None,
     path: Path,
 ) -> Tensor | None:
-    """The file's gradients; those of the CSV where it has none."""
+    """The file's gradients, ``stored`` ``[1, R, G]``; those of the CSV where it has none."""
     if facts.add_w == "origin":
         return None
+    stored = None if stored is None else stored[0]
     if csv_path is None:
         if stored is None:
             raise UserError(

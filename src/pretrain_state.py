@@ -12,8 +12,10 @@ from src.config import Config
 from src.datasets.fingerprint import runs_fingerprint
 from src.datasets.fmri import FMRIDataset
 from src.models.jepa import Networks
+from src.models.pos_embed import GRADIENTS
 from src.utils.checkpoint import (
     NETWORKS,
+    PREFIX,
     CheckpointWriter,
     checkpoint_path,
     find_checkpoint,
@@ -64,7 +66,6 @@ class PretrainState:
         monitors: ``first`` and ``last`` measurement on held-out people.
         config: the whole configuration, in plain types.
         normalization: ``method``, and for the robust ones ``median`` and ``iqr`` ``[R]``.
-        gradients: ROI features ``[R, G]``, ``None`` for ``add_w: origin``.
         roi_labels, atlas: the ROIs in their order.
         n_clips: runs that clips are cut from.
         training_people: their sorted participant ids.
@@ -76,7 +77,6 @@ class PretrainState:
 
     config: dict[str, Any]
     normalization: dict[str, Any]
-    gradients: Tensor | None
     roi_labels: list[str]
     atlas: str
     n_clips: int
@@ -104,7 +104,6 @@ class PretrainState:
         cls,
         config: Config,
         dataset: FMRIDataset,
-        roi_features: Tensor | None,
         ranks: Ranks,
         revision: str | None,
         before: "PretrainState | None" = None,
@@ -118,7 +117,6 @@ class PretrainState:
         return cls(
             config=config.to_dict(),
             normalization={"method": config.normalization, **stats},
-            gradients=roi_features,
             roi_labels=list(dataset.folder.roi_labels),
             atlas=dataset.folder.atlas,
             n_clips=len(dataset),
@@ -145,6 +143,12 @@ class PretrainState:
         keys = _stored_keys()
         require_keys(stored, keys, path)
         return cls(**{key: stored[key] for key in keys}, path=path)
+
+    @property
+    def gradients(self) -> Tensor | None:
+        """ROI features ``[R, G]`` of a state just read; ``None`` for ``add_w: origin``."""
+        stored = self.encoder.get(PREFIX + GRADIENTS)
+        return None if stored is None else stored[0]
 
     @property
     def stats(self) -> dict[str, Tensor] | None:

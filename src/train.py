@@ -124,7 +124,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 
     # -------------------------------------------------------------------------------------- state
     revision = git_revision() if ranks.main else None
-    state = PretrainState.begin(config, dataset, roi_features, ranks, revision, before)
+    state = PretrainState.begin(config, dataset, ranks, revision, before)
     log = RunLog(
         folder,
         f"{tag}_r0.csv",

@@ -102,7 +102,6 @@ def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 1
             "step": 1,
             "config": config.to_dict(),
             "normalization": {"method": "zscore_roi"},
-            "gradients": None,
             "roi_labels": list(folder.roi_labels),
             "atlas": folder.atlas,
             "training_people": sorted(set(folder.runs["participant_id"][folder.rows("train")])),

@@ -49,7 +49,6 @@ def checkpoint(tmp_path_factory) -> Path:
         facts,
         "pretraining",
         Path("made by a test"),
-        gradients,
         normalization="robust",
         stats={"median": torch.zeros(450), "iqr": torch.ones(450)},
         sampling={"sampling": "stride", "stride": 3},

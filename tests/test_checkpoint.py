@@ -89,6 +89,13 @@ def test_networks_load_strictly_under_the_names_of_the_release():
     state = network_state(network)
     assert set(state) == {"module.weight", "module.bias"}
     load_network(torch.nn.Linear(3, 2), state, "x.pth", "encoder")
+    lacking, linear = {"module.weight": state["module.weight"]}, torch.nn.Linear(3, 2)
+    bias = linear.bias.clone()
+    load_network(linear, lacking, "x.pth", "encoder", may_lack=("bias",))
+    assert torch.equal(linear.bias, bias)
+    assert torch.equal(linear.weight, state["module.weight"])
+    with pytest.raises(UserError, match="bias is missing"):
+        load_network(linear, lacking, "x.pth", "encoder", may_lack=("other",))
     for broken, message in (
         ({"module.weight": state["module.weight"]}, "bias is missing"),
         ({**state, "module.extra": torch.zeros(1)}, "extra is not in the model"),

@@ -44,7 +44,8 @@ def test_folder_has_the_hub_layout(exported):
     assert config["normalization"] == "robust_frames"
     assert len(config["roi_labels"]) == ROIS
     with safe_open(exported / "model.safetensors", "pt") as file:
-        assert file.get_slice("gradients").get_shape() == [ROIS, COMPONENTS]
+        gradients = file.get_slice("network.gradient_pos_embed")
+        assert gradients.get_shape() == [1, ROIS, COMPONENTS]
         assert {"median", "iqr"} <= set(file.keys())
 
 

@@ -99,7 +99,9 @@ def test_a_list_of_masks_is_concatenated_over_the_batch():
 def test_attention_maps_of_every_backend(attn_mode):
     encoder = make_encoder(attn_mode=attn_mode).eval()
     x = torch.randn(2, 1, 6, 32)
-    maps = encoder.attention_maps(x)
+    tokens, maps = encoder(x, return_attention=True)
+    assert torch.equal(tokens, encoder(x))
+    assert not any(m.requires_grad for m in maps)
     assert [m.shape for m in maps] == [(2, 2, 24, 24)] * 2
     for attention in maps:
         torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2, 24))
@@ -109,8 +111,36 @@ def test_attention_maps_of_every_backend(attn_mode):
     values = block.attn.qkv(normed).reshape(2, 24, 3, 2, 12).permute(2, 0, 3, 1, 4)[2]
     mixed = (maps[0] @ values).transpose(1, 2).reshape(2, 24, 24)
     torch.testing.assert_close(block.attn.proj(mixed), block.attn(normed), rtol=1e-4, atol=1e-6)
-    masked = encoder.attention_maps(x, torch.tensor([[0, 5, 7], [1, 2, 3]]))
+    tokens, masked = encoder(x, torch.tensor([[0, 5, 7], [1, 2, 3]]), return_attention=True)
+    assert tokens.shape == (2, 3, 24)
     assert masked[1].shape == (2, 2, 3, 3)
+
+
+def test_attention_maps_are_equal_for_every_backend():
+    x = torch.randn(2, 1, 6, 32)
+    normal, fused = (
+        make_encoder(attn_mode=mode).eval()(x, masks=None, return_attention=True)[1]
+        for mode in ("normal", "flash_attn")
+    )
+    for one, other in zip(normal, fused, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("add_w", ["mapping", "anatomical", "origin"])
+def test_networks_hold_their_gradients_in_their_state(add_w):
+    """A file of either network is enough to build it again; origin has no gradients."""
+    encoder = make_encoder(add_w=add_w)
+    for network in (encoder, make_predictor(encoder, add_w=add_w)):
+        state = network.state_dict()
+        assert ("gradient_pos_embed" in state) == (add_w != "origin")
+        if add_w != "origin":
+            assert state["gradient_pos_embed"].shape == (1, 6, 4)
+    given = torch.randn(1, 6, 4)
+    other = make_encoder(add_w=add_w, gradient_pos_embed=given)
+    other.load_state_dict(encoder.state_dict(), strict=True)
+    x = torch.randn(1, 1, 6, 32)
+    assert torch.equal(other(x), encoder(x))
+    assert "gradient_pos_embed" not in dict(encoder.named_parameters())
 
 
 # --- the last block at some tokens ---------------------------------------------------------------
@@ -223,7 +253,7 @@ def test_initialisation_schemes():
 
 def test_positions_span_minus_one_to_one_and_carry_gradient():
     encoder = make_encoder()
-    roi_code = encoder.pos_embed_proj()[0, :, 12:]
+    roi_code = encoder.pos_embed_proj(encoder.gradient_pos_embed)[0, :, 12:]
     assert roi_code.min() == -1
     assert roi_code.max() == 1
     encoder(torch.randn(1, 1, 6, 32)).sum().backward()

@@ -112,6 +112,23 @@ def test_other_gradients_are_refused(run, tmp_path):
         load_pretrained(run[1], gradient_csv_path=other)
 
 
+def test_only_a_file_of_the_release_may_lack_its_gradients(run, tmp_path):
+    data, folder = run
+    state = load_checkpoint(find_checkpoint(folder))
+    del state["target_encoder"]["module.gradient_pos_embed"]
+    torch.save(state, tmp_path / "ours.pth.tar")
+    with pytest.raises(UserError, match="gradient_pos_embed is missing"):
+        load_pretrained(tmp_path / "ours.pth.tar", gradient_csv_path=data / "gradients.csv")
+    path, arrays, flags = reference("tiny_mapping", tmp_path)
+    pretrained = load_pretrained(path, **flags)
+    np.testing.assert_allclose(pretrained.gradients, arrays["gradient"], rtol=1e-6)
+    released = load_checkpoint(path)
+    del released["target_encoder"]["module.norm.bias"]
+    torch.save(released, tmp_path / "other.pth.tar")
+    with pytest.raises(UserError, match=r"norm\.bias is missing"):
+        load_pretrained(tmp_path / "other.pth.tar", **flags)
+
+
 def test_release_checkpoint_without_what_it_needs(tmp_path):
     path, arrays, flags = reference("tiny_mapping", tmp_path)
     with pytest.raises(UserError, match="gradient_csv_path"):

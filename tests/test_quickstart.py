@@ -65,7 +65,7 @@ def test_the_data_is_real_and_the_gradients_are_those_of_its_training_people(qui
     assert len(people) == 98
     assert people.groupby("participant_id")["split"].nunique().max() == 1
     state = torch.load(quickstart[1] / "jepa-latest.pth.tar", weights_only=True)
-    assert state["gradients"].shape == (122, 30)
+    assert state["encoder"]["module.gradient_pos_embed"].shape == (1, 122, 30)
     assert len(state["roi_labels"]) == 122
     assert state["step"] == 12
 

@@ -93,6 +93,7 @@ def block_at(block: Block, x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
+@torch.no_grad()
 def attention_map(attention: Attention, x: Tensor) -> Tensor:
     """Softmax weights ``[B, heads, N, N]`` that ``attention`` gives its input ``x`` ``[B, N, D]``.
 
@@ -103,7 +104,7 @@ def attention_map(attention: Attention, x: Tensor) -> Tensor:
     qkv = attention.qkv(x).reshape(B, N, 3, attention.num_heads, attention.head_dim)
     q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, head_dim]
     q, k = attention.q_norm(q), attention.k_norm(k)
-    return ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+    return ((q * attention.scale) @ k.transpose(-2, -1)).float().softmax(dim=-1)
 
 
 def as_list(masks: Tensor | list[Tensor]) -> list[Tensor]:

@@ -1,10 +1,11 @@
-"""Brain gradient positioning: where a token is in time and on the functional axes (spec 2)."""
+"""Brain gradient positioning: where a token is in time and on the functional axes (method 2)."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 POSITION_KINDS = ("mapping", "origin", "anatomical")
+GRADIENTS = "gradient_pos_embed"  # the ROI features' buffer in encoder and predictor
 
 
 def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
@@ -16,6 +17,22 @@ def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
+def check_roi_features(features: Tensor | None, rois: int, add_w: str) -> Tensor | None:
+    """A copy of the ROI features ``[1, R, G]`` that ``add_w`` needs; ``origin`` needs none.
+
+    Raises:
+        ValueError: for another ``add_w``, and for features that are missing or of another shape.
+    """
+    if add_w not in POSITION_KINDS:
+        raise ValueError(f"add_w is '{add_w}'; allowed: {', '.join(POSITION_KINDS)}")
+    if add_w == "origin":
+        return None
+    if features is None or features.ndim != 3 or features.shape[:2] != (1, rois):
+        got = None if features is None else tuple(features.shape)
+        raise ValueError(f"add_w '{add_w}' needs ROI features of shape (1, {rois}, G), got {got}")
+    return features.detach().float().clone()
+
+
 class PositionEmbedding(nn.Module):
     """Position of every token of an R x P grid, ``[1, R * P, D]``, ROI-major.
 
@@ -25,25 +42,22 @@ class PositionEmbedding(nn.Module):
     - ``anatomical``: the same with its MNI centroid (G = 3, mm) in place of the gradient;
     - ``origin``: the fixed sin-cos code of its index, the ablation's baseline.
 
-    Buffer and parameter names are those of the released checkpoints (spec 4). The ROI features
-    themselves are not part of the state dict, as in the release.
+    Buffer and parameter names are those of the released checkpoints (method 4).
 
     Args:
         grid: (R, P), ROIs and time patches per ROI.
         dim: width D of a token, a multiple of 4.
-        roi_features: ``[1, R, G]`` gradients or centroids; unused by ``origin``.
+        n_features: G, unused by ``origin``.
     """
 
     def __init__(
         self,
         grid: tuple[int, int],
         dim: int,
-        roi_features: Tensor | None,
+        n_features: int | None,
         add_w: str = "mapping",
     ) -> None:
         super().__init__()
-        if add_w not in POSITION_KINDS:
-            raise ValueError(f"add_w is '{add_w}'; allowed: {', '.join(POSITION_KINDS)}")
         if dim % 4:
             raise ValueError(f"the width must be a multiple of 4 for its positions, got {dim}")
         rois, patches = grid
@@ -55,16 +69,10 @@ class PositionEmbedding(nn.Module):
             roi_code = sincos_1d(self.half, np.arange(rois))
             self.register_buffer("emb_w", torch.from_numpy(np.repeat(roi_code, patches, axis=0)))
             return
-        if roi_features is None or roi_features.ndim != 3 or roi_features.shape[:2] != (1, rois):
-            got = None if roi_features is None else tuple(roi_features.shape)
-            raise ValueError(
-                f"add_w '{add_w}' needs ROI features of shape (1, {rois}, G), got {got}"
-            )
-        features = roi_features.detach().float().clone()
-        self.register_buffer("roi_features", features, persistent=False)
-        self.predictor_pos_embed_proj = nn.Linear(features.shape[-1], self.half)
+        self.predictor_pos_embed_proj = nn.Linear(n_features, self.half)
 
-    def forward(self) -> Tensor:
+    def forward(self, roi_features: Tensor | None) -> Tensor:
+        """Positions from ``roi_features`` ``[1, R, G]``, gradients or centroids."""
         if hasattr(self, "emb_w"):
             roi_code = self.emb_w
         else:
@@ -72,7 +80,7 @@ class PositionEmbedding(nn.Module):
             # In float32 whatever the autocast: positions are a handful of numbers that all of the
             # network rests on, and bfloat16 would merge neighbouring ROIs.
             with torch.autocast(self.emb_h.device.type, enabled=False):
-                projected = self.predictor_pos_embed_proj(self.roi_features[0])  # [R, D/2]
+                projected = self.predictor_pos_embed_proj(roi_features[0])  # [R, D/2]
                 low, high = projected.min(), projected.max()
                 scaled = (projected - low) / (high - low) * 2 - 1
             roi_code = scaled.unsqueeze(1).expand(rois, patches, self.half).flatten(0, 1)

@@ -14,7 +14,7 @@ from src.models.layers import (
     init_weights,
     run_blocks,
 )
-from src.models.pos_embed import PositionEmbedding
+from src.models.pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
 
 
 class VisionTransformerPredictor(nn.Module):
@@ -26,7 +26,9 @@ class VisionTransformerPredictor(nn.Module):
         embed_dim: width D of the encoder, and of the prediction.
         predictor_embed_dim: the predictor's own width.
         num_heads: heads of a block, the encoder's number.
-        gradient_pos_embed: ``[1, R, G]``; the predictor owns a projection of it at its own width.
+        gradient_pos_embed: ``[1, R, G]``; the predictor owns a projection of it at its own width,
+            and a buffer of this name, as the encoder does: either network can be saved, moved and
+            loaded alone, by the same rule.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class VisionTransformerPredictor(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, predictor_embed_dim))
+        gradient_pos_embed = check_roi_features(gradient_pos_embed, rois, add_w)
+        self.register_buffer(GRADIENTS, gradient_pos_embed)
+        n_features = None if gradient_pos_embed is None else gradient_pos_embed.shape[-1]
         self.predictor_2dpe_proj = PositionEmbedding(
-            num_patches_2d, predictor_embed_dim, gradient_pos_embed, add_w
+            num_patches_2d, predictor_embed_dim, n_features, add_w
         )
         self.predictor_blocks = build_blocks(
             dim=predictor_embed_dim,
@@ -91,7 +96,7 @@ class VisionTransformerPredictor(nn.Module):
         """
         masks_x, masks = as_list(masks_x), as_list(masks)
         batch = masks_x[0].shape[0]
-        positions = self.predictor_2dpe_proj()  # [1, N, d]
+        positions = self.predictor_2dpe_proj(self.gradient_pos_embed)  # [1, N, d]
         positions = positions.expand(batch, -1, -1)
         x = self.predictor_embed(x) + apply_masks(positions, masks_x)  # [M*B, K, d]
         context_tokens = x.shape[1]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from src.models.layers import (
     init_weights,
     run_blocks,
 )
-from src.models.pos_embed import PositionEmbedding
+from src.models.pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
 from src.models.predictor import VisionTransformerPredictor
 
 __all__ = [
@@ -47,7 +46,7 @@ class VisionTransformer(nn.Module):
         img_size: (R, T), ROIs and frames.
         patch_size: frames of a patch; T must be a multiple of it.
         gradient_pos_embed: ``[1, R, G]`` functional gradients (``add_w: mapping``) or MNI centroids
-            (``anatomical``).
+            (``anatomical``); a buffer of this name keeps them. ``origin`` has none.
         attn_mode: ``normal``, or ``sdpa`` (alias ``flash_attn``) for the fused kernel.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         init_scheme: see :func:`src.models.layers.init_weights`.
@@ -89,9 +88,10 @@ class VisionTransformer(nn.Module):
             in_chans=in_chans,
             embed_dim=embed_dim,
         )
-        self.pos_embed_proj = PositionEmbedding(
-            self.num_patches_2d, embed_dim, gradient_pos_embed, add_w
-        )
+        gradient_pos_embed = check_roi_features(gradient_pos_embed, rois, add_w)
+        self.register_buffer(GRADIENTS, gradient_pos_embed)
+        n_features = None if gradient_pos_embed is None else gradient_pos_embed.shape[-1]
+        self.pos_embed_proj = PositionEmbedding(self.num_patches_2d, embed_dim, n_features, add_w)
         self.blocks = build_blocks(
             dim=embed_dim,
             depth=depth,
@@ -115,39 +115,41 @@ class VisionTransformer(nn.Module):
 
     def embed(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
         """Patches plus positions: ``x`` ``[B, 1, R, T]`` -> ``[B, N, D]``, or ``[M * B, K, D]``."""
-        x = self.patch_embed(x) + self.pos_embed_proj()
+        x = self.patch_embed(x) + self.pos_embed_proj(self.gradient_pos_embed)
         return x if masks is None else apply_masks(x, masks)
 
     def forward(
         self,
         x: Tensor,
         masks: Tensor | list[Tensor] | None = None,
+        return_attention: bool = False,
         *,
         read_at: Tensor | list[Tensor] | None = None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Encode ``x`` ``[B, 1, R, T]`` to ``[B, N, D]``.
 
         With ``masks``, a LongTensor ``[B, K]`` of the tokens to *keep* or a list of M of them, only
         those are seen and the result is ``[M * B, K, D]``.
 
+        With ``return_attention``, as in the release: that, and the attention of each block, the
+        last block's last. Each is ``[B, heads, N, N]`` (``[M * B, heads, K, K]`` under masks),
+        without gradient, in float32 on the host: at the published size a block has 1 GB of it per
+        clip. It is the same for every ``attn_mode``.
+
         With ``read_at``, in the form of ``masks``, all tokens are seen and the result is the output
         at these, ``[M * B, K, D]``: the last block computes no others.
         """
         x = self.embed(x, masks)
+        if return_attention:
+            maps = []
+            for block in self.blocks:
+                maps.append(attention_map(block.attn, block.norm1(x)).cpu())
+                x = block(x)
+            return self.norm(x), maps
         if read_at is None:
             return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing))
         x = run_blocks(self.blocks[:-1], x, self.gradient_checkpointing)
         return self.norm(block_at(self.blocks[-1], x, read_at))
-
-    @torch.no_grad()
-    def attention_maps(self, x: Tensor, masks: Tensor | None = None) -> list[Tensor]:
-        """Attention of each block, ``[B, heads, N, N]`` (or K in place of N), for every backend."""
-        x = self.embed(x, masks)
-        maps = []
-        for block in self.blocks:
-            maps.append(attention_map(block.attn, block.norm1(x)))
-            x = block(x)
-        return maps
 
 
 def vit_tiny(**kwargs: object) -> VisionTransformer:

@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -236,11 +236,20 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_network(
-    network: nn.Module, state: Mapping[str, Tensor], path: str | Path, part: str
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    part: str,
+    may_lack: Collection[str] = (),
 ) -> None:
-    """Load ``state`` strictly; a mismatch is a :class:`UserError` naming the first differences."""
+    """Load ``state`` strictly; a mismatch is a :class:`UserError` naming the first differences.
+
+    What ``state`` lacks of ``may_lack`` stays as the network has it: the release's files hold no
+    gradients (method 4).
+    """
     state = {name.removeprefix(PREFIX): value for name, value in state.items()}
     own = network.state_dict()
+    state |= {name: own[name] for name in may_lack if name in own and name not in state}
     wrong = [f"{n} is missing" for n in own if n not in state]
     wrong += [f"{n} is not in the model" for n in state if n not in own]
     wrong += [
