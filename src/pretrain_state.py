@@ -148,7 +148,7 @@ class PretrainState:
     def gradients(self) -> Tensor | None:
         """ROI features ``[R, G]`` of a state just read; ``None`` for ``add_w: origin``."""
         stored = self.encoder.get(PREFIX + GRADIENTS)
-        return None if stored is None else stored[0]
+        return None if stored is None else stored[0].clone()
 
     @property
     def stats(self) -> dict[str, Tensor] | None:
