@@ -1,7 +1,7 @@
-"""A downstream task: every key of `configs/downstream/*.yaml`, with defaults as in method 7.
+"""A downstream task: every key of ``configs/downstream/*.yaml``, with defaults as in method 7.
 
 A task file names a data folder, a target column and what it is; a section per protocol may change
-its defaults. Later sources win: dataclass defaults, task file, `--config` file, flags.
+its defaults. Later sources win: dataclass defaults, task file, ``--config`` file, flags.
 """
 
 import dataclasses

@@ -147,9 +147,7 @@ class OptimizationConfig:
     weight_decay: NonNegative = 0.04
     final_weight_decay: NonNegative = 0.4
     ema: Momenta = (0.996, 1.0)
-    ipe_scale: Annotated[float, at_least(1)] = (
-        1.0  # schedules are stretched to this many times the run's length
-    )
+    ipe_scale: Annotated[float, at_least(1)] = 1.0  # length of the schedules / of the run
 
 
 @dataclass

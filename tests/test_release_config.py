@@ -1,6 +1,8 @@
 """The release's own config: every key is understood, and means here what it means there."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from src.models.vision_transformer import VisionTransformer
 from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 # All keys of the published ViT-B, with their values and in their spelling.
 RELEASE = """
 data:
@@ -149,6 +152,19 @@ def test_the_numbers_that_reach_the_encoder(
     for clip in inputs:
         assert np.abs(expected - clip.numpy()).max((1, 2)).min() < 1e-3
         assert np.abs(unexpected - clip.numpy()).max((1, 2)).min() > 0.1
+
+
+def test_main_takes_the_file_as_it_is(release, runs, tmp_path):
+    """With the default device; only sizes and paths are others."""
+    path, _ = runs
+    folder = [f"data.data_dir={path}", f"logging.folder={tmp_path / 'run'}"]
+    gradients = f"data.gradient_csv_path={path / 'gradients.csv'}"
+    command = [sys.executable, "main.py", "--fname", str(release), *SMALL, *folder, gradients]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("use_standatdization") == done.stderr.count("mask_mode") == 1
+    assert "normalization: robust" in (tmp_path / "run" / "log.txt").read_text()
+    assert load_config(tmp_path / "run" / "params-ijepa.yaml").data.normalization == "robust"
 
 
 def test_every_key_keeps_its_value(release):
