@@ -528,11 +528,11 @@ ROWS = [
         "method 7: multiband data is strided by 3",
     ),
     (
-        "downstream_tasks/hub.py",
-        "model.encoder.pos_embed_proj.roi_features.copy_(model.gradients[None])",
-        "pass",
-        "tests/test_hub.py::test_round_trip",
-        "an export places its ROIs by its gradients",
+        "downstream_tasks/pretrained.py",
+        "weights.get(GRADIENTS), gradient_csv_path",
+        "None, gradient_csv_path",
+        "tests/test_pretrained.py::test_our_checkpoint_needs_no_flags",
+        "a file of ours holds the gradients of its network",
     ),
     (
         "downstream_tasks/preparation.py",

@@ -362,7 +362,7 @@ ROWS = [
     ),
     (
         "src/models/vision_transformer.py",
-        "x = self.patch_embed(x) + self.pos_embed_proj()",
+        "x = self.patch_embed(x) + self.pos_embed_proj(self.gradient_pos_embed)",
         "x = self.patch_embed(x)",
         "tests/test_reference.py::test_outputs_loss_and_gradients_agree",
         "method 2: positions are added to the patches",

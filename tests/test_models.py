@@ -263,7 +263,7 @@ def test_positions_span_minus_one_to_one_and_carry_gradient():
 def test_time_and_roi_codes_by_hand():
     """Method 2: D / 4 frequencies, all sines, then all cosines; tokens are ROI-major."""
     rois, patches, dim = 3, 5, 16
-    positions = PositionEmbedding((rois, patches), dim, None, add_w="origin")()[0]
+    positions = PositionEmbedding((rois, patches), dim, None, add_w="origin")(None)[0]
     assert positions.shape == (rois * patches, dim)
     for roi in range(rois):
         for patch in range(patches):
@@ -276,11 +276,12 @@ def test_time_and_roi_codes_by_hand():
 
 
 def test_positions_are_float32_under_autocast():
-    positions = make_encoder().pos_embed_proj
+    encoder = make_encoder()
+    positions, gradients = encoder.pos_embed_proj, encoder.gradient_pos_embed
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = positions()
+        mixed = positions(gradients)
     assert mixed.dtype == torch.float32
-    assert torch.equal(mixed, positions())
+    assert torch.equal(mixed, positions(gradients))
 
 
 def test_mistakes_are_errors():
