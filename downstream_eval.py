@@ -10,6 +10,10 @@ commands beside the evaluation, each with its own --help:
   export  write any checkpoint as safetensors + JSON
 """
 
+from src.utils.parent_watch import begin_program
+
+begin_program(__name__)
+
 import argparse
 import logging
 import sys

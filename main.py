@@ -1,5 +1,9 @@
 """Pretrain Brain-JEPA: ``python main.py --fname CONFIG --devices cuda:0 cuda:1``."""
 
+from src.utils.parent_watch import begin_program
+
+begin_program(__name__)
+
 import argparse
 import shlex
 import sys

@@ -29,13 +29,14 @@ from downstream_tasks.probes import validation_score
 from downstream_tasks.tasks import DownstreamConfig, FineTuneConfig
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
 from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
-from src.utils.distributed import Ranks, stop_requests
+from src.utils.distributed import Ranks
 from src.utils.errors import UserError
-from src.utils.loading import batches_of, leave_signals_to_the_trainer
+from src.utils.loading import batches_of
 from src.utils.memory import Blocks, MemoryEstimate
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast, has_bfloat16
 from src.utils.schedulers import warmup_cosine
+from src.utils.signals import stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,11 @@ def fine_tune(
     ranks: Ranks,
     folder: Path,
     resume: bool = False,
-) -> HeadResult | None:
+) -> HeadResult:
     """Train on the training people, keep the epoch that is best on validation, score the test.
 
-    Returns ``None`` if a signal asked to stop: ``folder`` then holds the state to resume from.
-
     Raises:
+        SystemExit: if a signal asked to stop; ``folder`` then holds the state to resume from.
         UserError: too few people for a batch, a state of another run, a loss that is not finite.
     """
     # --------------------------------------------------------------------------------------- data
@@ -91,7 +91,6 @@ def fine_tune(
         NumberedSamples(clips),
         batch_sampler=sampler,
         num_workers=config.data.num_workers,
-        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=ranks.device.type == "cuda",
     )
     network = data_parallel(model, ranks, ft.accumulation_steps)
@@ -118,7 +117,7 @@ def fine_tune(
             )  # fmt: skip
             progress.step = step
             bar.update()
-            stopping = ranks.any(stop.is_set())
+            stopping = ranks.max(stop.exit_code)
             epoch_ends = step % sampler.steps_per_epoch == 0
             if not (stopping or epoch_ends):
                 continue
@@ -139,7 +138,7 @@ def fine_tune(
                     step,
                     problem.seed,
                 )
-                return None
+                raise SystemExit(stopping)
 
     # --------------------------------------------------------------------------------------- test
     best = load_pretrained(folder / BEST, attn_mode=config.model.attn_mode)
@@ -328,7 +327,6 @@ def evaluation_loader(
         share,
         config.evaluation.encoder_batch_size,
         num_workers=config.data.num_workers,
-        worker_init_fn=leave_signals_to_the_trainer,
     )
 
 

@@ -43,10 +43,11 @@ def run(
     """Fine-tune once per seed on ``devices`` and write the report; return ``results.json``.
 
     With ``evaluate`` nothing is trained: the fine-tuned checkpoint ``model.load_path`` is scored,
-    or, if that is the one that training started from, what training stored. Returns ``None`` when a
-    signal stopped the training, and in all but one of the processes that torchrun starts.
+    or, if that is the one that training started from, what training stored. Returns ``None`` in all
+    but one of the processes that torchrun starts.
 
     Raises:
+        SystemExit: if a signal stopped the training before its end.
         UserError: on bad input of any kind.
     """
     if evaluate:
@@ -63,8 +64,6 @@ def run(
     setup_logging(config.output_dir)
     evaluation = prepare(config)
     results = [_read_result(seed_folder(config, problem.seed)) for problem in evaluation.problems]
-    if any(result is None for result in results):
-        return None
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, devices[0])
     rows = [
         Row(MODEL_NAME, HEAD_NAME, "model", results),
@@ -86,8 +85,6 @@ def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
         if ranks.main and not (folder / LATEST).exists():
             (folder / _RESULT).unlink(missing_ok=True)  # of a run whose state is gone
         result = fine_tune(evaluation.pretrained, problem, config, ranks, folder, resume)
-        if result is None:
-            return
         if ranks.main:
             _write_result(folder, result)
 
@@ -193,8 +190,6 @@ def _write_result(folder: Path, result: HeadResult) -> None:
         np.savez(file, scores=result.scores, about=about)
 
 
-def _read_result(folder: Path) -> HeadResult | None:
-    if not (folder / _RESULT).exists():
-        return None
+def _read_result(folder: Path) -> HeadResult:
     with np.load(folder / _RESULT, allow_pickle=False) as stored:
         return HeadResult(stored["scores"], **json.loads(str(stored["about"])))

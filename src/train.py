@@ -29,14 +29,15 @@ from src.masks.draw import draw_masks
 from src.models.jepa import Networks
 from src.pretrain_state import PretrainState, state_to_go_on_from
 from src.utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
-from src.utils.distributed import Ranks, stop_requests
+from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 from src.utils.figures import draw_curves
-from src.utils.loading import batches_of, leave_signals_to_the_trainer
+from src.utils.loading import batches_of
 from src.utils.logging import RunLog, git_revision, setup_logging
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast
 from src.utils.schedulers import Schedule
+from src.utils.signals import stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     """Pretrain as ``config`` says, in this process of ``ranks``; write ``config.logging.folder``.
 
     Raises:
+        SystemExit: if a signal stopped it before its last step, with the signal's exit code.
         UserError: bad data, a checkpoint that cannot be resumed or written, or a loss that is not
             finite.
     """
@@ -98,7 +100,6 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         batch_sampler=sampler,
         collate_fn=collator,
         num_workers=config.data.num_workers,
-        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=config.data.pin_mem and ranks.device.type == "cuda",
     )
 
@@ -173,7 +174,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
             buffer.add(record)
             bar.update()
 
-            stopping = ranks.any(stop.is_set())
+            stopping = ranks.max(stop.exit_code)
             epoch_ends = inside == sampler.steps_per_epoch - 1
             logging_now = step % config.logging.log_every == 0 or step == total_steps
             if not (logging_now or epoch_ends or stopping):
@@ -205,15 +206,17 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                 ranks.barrier()
                 logger.info("stopped by a signal after step %d; go on with --resume", step)
                 log.close()
-                return
+                raise SystemExit(stopping)
 
-    # ---------------------------------------------------------------------------------------- end
-    ranks.barrier()
-    log.close()
-    if ranks.main:
-        draw_curves(folder / f"{tag}_r0.csv", folder / "loss.png")
-        logger.info("checkpoint: %s", checkpoint_path(folder, tag))
-        logger.info(monitors.verdict(state.monitors["first"], state.monitors["last"]))
+        # ------------------------------------------------------------------------------------ end
+        # A signal that comes here is of no effect: the run is finished.
+        writer.wait()
+        ranks.barrier()
+        log.close()
+        if ranks.main:
+            draw_curves(folder / f"{tag}_r0.csv", folder / "loss.png")
+            logger.info("checkpoint: %s", checkpoint_path(folder, tag))
+            logger.info(monitors.verdict(state.monitors["first"], state.monitors["last"]))
 
 
 def train_step(

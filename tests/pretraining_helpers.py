@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from src import train
@@ -64,6 +65,14 @@ def tiny_config(data: Path, folder: Path, *overrides: str) -> Config:
 def train_here(config: Config, resume: bool = False) -> dict:
     """Train in this process and return the latest checkpoint."""
     train.main(Ranks(torch.device("cpu")), config, resume)
+    return read_latest(config.logging.folder)
+
+
+def train_until_stopped(config: Config, number: int, resume: bool = False) -> dict:
+    """Train here until signal ``number``, which the caller sends; return the latest checkpoint."""
+    with pytest.raises(SystemExit) as stopped:
+        train.main(Ranks(torch.device("cpu")), config, resume)
+    assert stopped.value.code == 128 + number
     return read_latest(config.logging.folder)
 
 

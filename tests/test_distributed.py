@@ -85,7 +85,7 @@ def test_two_processes_stopped_by_a_signal_and_resumed_are_bit_for_bit(data, tmp
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     middle = read_latest(stopped / "run")["step"]
     assert 0 < middle < 20
     done = run(command(stopped, data, *length, "--resume"))

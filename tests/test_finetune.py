@@ -177,7 +177,9 @@ def test_resume_is_bit_for_bit(make_config, monkeypatch, step):
     expected = main_finetune.run(whole, [CPU])
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        assert main_finetune.run(parts, [CPU]) is None
+        with pytest.raises(SystemExit) as stopped:
+            main_finetune.run(parts, [CPU])
+    assert stopped.value.code == 128 + signal.SIGTERM
     assert not (parts.output_dir / "results.json").exists()
     assert main_finetune.run(parts, [CPU], resume=True)["rows"] == expected["rows"]
     assert torch.equal(stored_weights(whole), stored_weights(parts))

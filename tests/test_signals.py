@@ -19,6 +19,7 @@ from pretraining_helpers import (
     tiny_config,
     tiny_values,
     train_here,
+    train_until_stopped,
 )
 
 from src import train
@@ -135,9 +136,9 @@ def start(tmp_path, data) -> Iterator[Callable[..., Program]]:
         program.kill()
 
 
-def steps_before_the_stop(program: Program) -> int:
-    """The step of the checkpoint of a run that was asked to stop, and did so cleanly."""
-    assert program.exit_code() == 0, program.errors()
+def steps_before_the_stop(program: Program, number: int) -> int:
+    """The step of the checkpoint of a run that signal ``number`` asked to stop, and did."""
+    assert program.exit_code() == 128 + number, program.errors()
     errors = program.errors()
     assert "Traceback" not in errors
     assert "error" not in errors.lower()
@@ -160,7 +161,8 @@ def resumes(config_overrides: tuple[str, ...], program: Program, data: Path, ste
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", train_step)
-        state = train_here(tiny_config(data, program.run, *config_overrides), resume=True)
+        config = tiny_config(data, program.run, *config_overrides)
+        state = train_until_stopped(config, signal.SIGTERM, resume=True)
     assert taken == [step + 1]
     assert state["step"] == step + 1
 
@@ -171,7 +173,7 @@ def test_a_signal_to_the_group_ends_one_process_and_its_loaders_cleanly(start, d
     program.wait_for(program.run / LATEST)
     assert len(program.group()) == 3  # it and its loaders
     program.signal_group(number)
-    resumes(LONG, program, data, steps_before_the_stop(program))
+    resumes(LONG, program, data, steps_before_the_stop(program, number))
 
 
 def test_a_stopped_run_is_that_of_one_process_up_to_there(start, data, tmp_path):
@@ -180,7 +182,7 @@ def test_a_stopped_run_is_that_of_one_process_up_to_there(start, data, tmp_path)
     program = start(*run)
     program.wait_for(program.run / LATEST)
     program.signal(signal.SIGINT)
-    assert 0 < steps_before_the_stop(program) < 40
+    assert 0 < steps_before_the_stop(program, signal.SIGINT) < 40
     again = start(*run, "--resume")
     assert again.exit_code() == 0, again.errors()
     whole = train_here(tiny_config(data, tmp_path / "whole", *run[2:]))
@@ -191,9 +193,23 @@ def test_ctrl_c_ends_two_processes_cleanly(start, data):
     program = start("--devices", "cpu", "cpu", *LONG)
     program.wait_for(program.run / LATEST)
     program.signal_group(signal.SIGINT)
-    step = steps_before_the_stop(program)
+    step = steps_before_the_stop(program, signal.SIGINT)
     overrides = (*LONG, "data.batch_size=4")  # one process now
     resumes(overrides, program, data, step)
+
+
+def test_a_signal_after_the_last_step_ends_nothing(data, tmp_path, monkeypatch):
+    """It comes while the curves are drawn: the run is finished, which is exit code 0."""
+    real = train.draw_curves
+
+    def draw_curves(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*args)
+
+    monkeypatch.setattr(train, "draw_curves", draw_curves)
+    assert train_here(tiny_config(data, tmp_path / "run"))["epoch"] == 3
+    assert (tmp_path / "run" / "loss.png").exists()
 
 
 def test_a_second_ctrl_c_interrupts_a_step_that_takes_too_long(start):
@@ -227,9 +243,69 @@ def test_a_stop_while_the_workers_are_being_started(start, number, whole_group):
     program.wait_for(lambda: len(program.group()) == 3)  # it and its workers
     time.sleep(0.3)  # they import for seconds
     (program.signal_group if whole_group else program.signal)(number)
-    assert program.exit_code() == 1
+    assert program.exit_code() == 128 + number
     assert program.errors().strip() == "stopped before the first step"
     assert not (program.run / LATEST).exists()
+
+
+# A launcher killed by SIGKILL cannot end anything: those that it started notice by themselves.
+GONE_WITHIN = 10  # seconds
+
+
+def gone_after_sigkill(program: Program) -> None:
+    """Kill the launcher alone; all that it started must have ended soon."""
+    assert len(program.group()) > 1
+    program.signal(signal.SIGKILL)
+    deadline = time.monotonic() + GONE_WITHIN
+    while left := program.group():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0, 2.0])
+def test_sigkill_while_the_workers_import(start, seconds):
+    program = start("--devices", "cpu", "cpu", *LONG)
+    program.wait_for(lambda: len(program.group()) >= 2)  # the first of them, or both
+    time.sleep(seconds)
+    assert not (program.run / "log.txt").exists()
+    gone_after_sigkill(program)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("arguments", "processes"),
+    [
+        (("--devices", "cpu", "data.num_workers=3"), 4),
+        (("--devices", "cpu", "cpu"), 3),
+        (("--devices", "cpu", "cpu", "data.num_workers=2"), 7),
+    ],
+)
+def test_sigkill_while_it_trains(start, arguments, processes):
+    program = start(*arguments, *LONG)
+    program.wait_for(program.run / LATEST)
+    program.wait_for(lambda: len(program.group()) >= processes)
+    gone_after_sigkill(program)
+
+
+@pytest.mark.processes
+def test_sigkill_in_a_step_that_takes_long(start):
+    """The loaders are idle then: their queues are full."""
+    program = start("--devices", "cpu", "data.num_workers=2", *LONG, slow_step=True)
+    program.wait_for(program.marker)
+    gone_after_sigkill(program)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu")])
+def test_sigkill_while_a_checkpoint_is_written(start, devices):
+    program = start("--devices", *devices, "data.num_workers=1", *LONG)
+    program.wait_for(program.run / LATEST)
+    deadline = time.monotonic() + TIMEOUT
+    while not any(program.run.glob(f".{LATEST}.*")):
+        assert time.monotonic() < deadline
+    gone_after_sigkill(program)
+    assert read_latest(program.run)["step"] > 0
 
 
 def test_a_failure_in_two_processes_leaves_no_loader_to_wait_for(start):

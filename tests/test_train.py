@@ -21,6 +21,7 @@ from pretraining_helpers import (
     tiny_config,
     tiny_values,
     train_here,
+    train_until_stopped,
 )
 
 from src import train
@@ -123,7 +124,7 @@ def test_stopped_at_any_step_and_resumed_is_bit_for_bit(
     config = tiny_config(data, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        stopped = train_here(config)
+        stopped = train_until_stopped(config, signal.SIGUSR1)
     assert stopped["step"] == step
     resumed = train_here(config, resume=True)
     expected = read_latest(finished)
@@ -140,7 +141,8 @@ def test_sigterm_ends_the_run_cleanly_and_load_checkpoint_resumes(
 ):
     with monkeypatch.context() as patch:
         stop_after(patch, 4, signal.SIGTERM)
-        assert train_here(tiny_config(data, tmp_path / "run"))["step"] == 4
+        config = tiny_config(data, tmp_path / "run")
+        assert train_until_stopped(config, signal.SIGTERM)["step"] == 4
     config = tiny_config(data, tmp_path / "run", "meta.load_checkpoint=true")
     assert torch.equal(flat_weights(train_here(config)), flat_weights(read_latest(finished)))
 
@@ -249,7 +251,7 @@ def test_a_loss_that_is_not_finite_names_step_samples_and_the_last_good_checkpoi
     config = tiny_config(data, tmp_path / "run")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        good = train_here(config)
+        good = train_until_stopped(config, signal.SIGUSR1)
     monkeypatch.setattr(train, "train_step", overflowing(train.train_step, at_step=4))
     with pytest.raises(UserError) as error:
         train_here(config, resume=True)

@@ -1,26 +1,37 @@
 """Devices, ranks and worker processes: the only module that knows about them."""
 
+import multiprocessing
 import os
 import signal
-import threading
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from src.utils.errors import USER_ERROR_EXIT_CODE, UserError, report
+from src.utils.parent_watch import end_with_parent
+from src.utils.signals import (
+    STOP_EXIT_CODES,
+    STOP_SIGNALS,
+    StopRequest,
+    blocked,
+    exit_code_of,
+    stop_forwarded_to,
+    stop_requests,
+)
 
 # How long the others may take to end by themselves after one worker has died.
 GRACE_SECONDS = 5
 # The longest that one rank may keep the others waiting (it writes a checkpoint, measures, ...).
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process; touches the host only, never the device."""
+        return bool(self.max(int(flag)))
+
+    def max(self, number: int) -> int:
+        """Largest ``number`` of all processes; touches the host only, never the device."""
         if self.host_group is None:
-            return flag
-        value = torch.tensor(int(flag))
+            return number
+        value = torch.tensor(number)
         dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.host_group)
-        return bool(value)
+        return int(value)
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, in rank order, in every process."""
@@ -129,8 +144,11 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
 
     One device runs in this process and needs no process group. Under ``torchrun`` this process is
     already one worker of many and takes its device by ``LOCAL_RANK``. If a worker dies the others
-    are ended and the error is raised here; a :class:`UserError` in a worker ends the program with
-    its exit code.
+    are ended; a :class:`UserError` in a worker ends the program with its exit code. Stop signals
+    are passed on to the workers, and if these end unfinished the exit code is that of the signal.
+
+    Raises:
+        SystemExit: if a worker failed, or was stopped before it was finished.
     """
     if _under_torchrun():
         _run_under_torchrun(worker, devices, args)
@@ -142,20 +160,61 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
     # The parent holds the store, on a port that the system picks: no fixed port, and no race.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     arguments = (worker, list(devices), store.port, torch.get_num_threads(), args)
-    context = mp.start_processes(_spawned, arguments, nprocs=len(devices), join=False)
-    try:
-        with _signals_forwarded_to(context.processes) as forwarded:
-            while not context.join(grace_period=GRACE_SECONDS):
-                pass
-    except mp.ProcessExitedException as error:
-        if error.exit_code == USER_ERROR_EXIT_CODE:  # the worker has said what is wrong
-            raise SystemExit(USER_ERROR_EXIT_CODE) from None
-        if forwarded.is_set() and error.signal_name in [s.name for s in STOP_SIGNALS]:
-            raise SystemExit("stopped before the first step") from None
-        raise
-    finally:
-        for process in context.processes:
-            process.kill()
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(target=_spawned, args=(rank, *arguments)) for rank in range(len(devices))
+    ]
+    with stop_forwarded_to(processes) as stop:
+        try:
+            with blocked([signal.SIGINT]):  # in the workers for good
+                for process in processes:
+                    process.start()
+            if stop.is_set():  # while they were started: some have not got it
+                for process in processes:
+                    process.terminate()
+            _join(processes, stop)
+        finally:
+            for process in processes:
+                if process.pid is not None:
+                    process.kill()
+
+
+def _join(processes: Sequence[BaseProcess], stop: StopRequest) -> None:
+    """Return when all workers have finished; :class:`SystemExit` otherwise, at the first failure.
+
+    Workers that were stopped are waited for: one of them may be writing a checkpoint.
+    """
+    running = list(processes)
+    while running:
+        ready = wait([process.sentinel for process in running])
+        for process in [process for process in running if process.sentinel in ready]:
+            process.join()
+            running.remove(process)
+            code = process.exitcode
+            if -code in STOP_SIGNALS:  # it was importing: nothing had begun
+                print("stopped before the first step", file=sys.stderr)
+                raise SystemExit(stop.exit_code or exit_code_of(-code))
+            if code != 0 and code not in STOP_EXIT_CODES:
+                deadline = time.monotonic() + GRACE_SECONDS
+                for other in running:
+                    other.join(max(0.0, deadline - time.monotonic()))
+                raise SystemExit(_describe_failure([process.exitcode for process in processes]))
+    if codes := [process.exitcode for process in processes if process.exitcode]:
+        raise SystemExit(stop.exit_code or codes[0])
+
+
+def _describe_failure(codes: Sequence[int | None]) -> int | str:
+    """What to end with, given the workers' exit codes; ``None`` is one that has not ended."""
+    if USER_ERROR_EXIT_CODE in codes:  # the worker has said what is wrong
+        return USER_ERROR_EXIT_CODE
+    # One that was killed is the cause of the others' failures.
+    code = min(code for code in codes if code and code not in STOP_EXIT_CODES)
+    how = f"ended with exit code {code}"
+    if code < 0:
+        how = f"was ended by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += ", as where memory runs out"
+    return f"error: worker {codes.index(code)} of {len(codes)} {how}"
 
 
 def _spawned(
@@ -166,11 +225,15 @@ def _spawned(
     threads: int,
     args: tuple,
 ) -> None:
+    end_with_parent()
     # The workers of one machine share the threads that one process would use.
     if devices[rank].type == "cpu":
         torch.set_num_threads(max(1, threads // len(devices)))
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    _run_in_group(worker, devices[rank], args, store=store, rank=rank, world_size=len(devices))
+    # From here on a stop signal is noted, and looked at after the next step: a worker that ended
+    # where it is would leave the others to fail in an exchange with it.
+    with stop_requests():
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        _run_in_group(worker, devices[rank], args, store, rank, len(devices))
 
 
 def _under_torchrun() -> bool:
@@ -187,81 +250,44 @@ def _run_under_torchrun(
         raise UserError(
             f"torchrun started {local_world} processes here, but --devices names {len(devices)}."
         )
-    _run_in_group(worker, devices[local_rank], args)
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    _run_in_group(worker, devices[local_rank], args, store, rank, world_size)
 
 
 def _run_in_group(
-    worker: Callable[..., None], device: torch.device, args: tuple, **rendezvous: Any
+    worker: Callable[..., None],
+    device: torch.device,
+    args: tuple,
+    store: dist.Store,
+    rank: int,
+    world_size: int,
 ) -> None:
     _select(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **rendezvous)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=COLLECTIVE_TIMEOUT,
+        store=dist.PrefixStore("collectives", store),
+        rank=rank,
+        world_size=world_size,
+    )
     host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-    ranks = Ranks(device, dist.get_rank(), dist.get_world_size(), host_group)
     try:
-        worker(ranks, *args)
-    except UserError as error:
-        # Every rank may meet the same bad input; the first of them says so.
-        if dist.distributed_c10d._get_default_store().add("user_errors", 1) == 1:
+        worker(Ranks(device, rank, world_size, host_group), *args)
+    except Exception as error:
+        # The first failure is told. Those of other ranks are the same, or follow from it: a
+        # connection that is closed.
+        if store.add("failures", 1) > 1:
+            raise SystemExit(1) from None
+        if isinstance(error, UserError):
             report(error)
-        raise SystemExit(USER_ERROR_EXIT_CODE) from None
+            raise SystemExit(USER_ERROR_EXIT_CODE) from None
+        raise
+    except SystemExit:  # stopped by a signal, all ranks after the same step
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 
 def _select(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
-
-
-@contextmanager
-def _signals_forwarded_to(processes: Sequence[mp.Process]) -> Iterator[threading.Event]:
-    """Pass a stop signal on to the workers: they decide together when to stop.
-
-    A CTRL-C reaches them as SIGTERM, since a terminal sends them theirs as well, and a second
-    SIGINT would interrupt them.
-    """
-    event = threading.Event()
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
-
-    with _handling(forward):
-        yield event
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that CTRL-C, SIGTERM and SIGUSR1 set: the run ends cleanly after its step.
-
-    A second CTRL-C interrupts at once.
-    """
-    event = threading.Event()
-    interrupted = threading.Event()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-            interrupted.set()
-        event.set()
-
-    with _handling(request):
-        yield event
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signal handlers can be set in the main thread only
-        return
-    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

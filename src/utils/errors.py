@@ -1,5 +1,6 @@
 """Errors that a user can mend: one message, exit code 2, no traceback."""
 
+import atexit
 import difflib
 import logging
 import os
@@ -7,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from src.utils.signals import Interrupted, handling, ignore_stop_signals, interrupt
+
 USER_ERROR_EXIT_CODE = 2
-INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells say it
 
 
 class UserError(Exception):
@@ -22,16 +24,22 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command-line program; a :class:`UserError` becomes one line and exit code 2."""
+    """Run a command-line program; a :class:`UserError` becomes one line and exit code 2.
+
+    Stop signals end it in one line too, with exit code 128 + number of the signal.
+    """
     try:
-        sys.exit(main())
+        with handling(interrupt):
+            code = main()
+        atexit.register(ignore_stop_signals)  # it has done its work
+        sys.exit(code)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun: every process meets the mistake
             report(error)
         sys.exit(USER_ERROR_EXIT_CODE)
-    except KeyboardInterrupt:
+    except Interrupted as stop:
         print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED_EXIT_CODE)
+        sys.exit(stop.exit_code)
 
 
 def report(error: UserError) -> None:

@@ -1,33 +1,61 @@
-"""Loader processes of a training: they leave signals to the trainer, and end when it does."""
+"""Loader processes: stop signals are not for them, and they end with what they load for."""
 
-import signal
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from src.utils.distributed import STOP_SIGNALS
-
-
-def leave_signals_to_the_trainer(worker_id: int) -> None:
-    """``worker_init_fn`` of a DataLoader: a signal to the group of processes is not for loaders."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+from src.utils.parent_watch import end_with_parent
+from src.utils.signals import STOP_SIGNALS, blocked, ignore_stop_signals
 
 
 @contextmanager
 def batches_of(loader: DataLoader) -> Iterator[Iterator[Any]]:
     """The loader's batches; its processes end with the block, whatever ends it.
 
-    For loaders with :func:`leave_signals_to_the_trainer`, without persistent workers, within
-    :func:`src.utils.distributed.stop_requests`.
+    They ignore stop signals, which reach all processes of a run: the step under way, and those
+    that other processes still have to take, need their batches. For loaders without persistent
+    workers and without a ``worker_init_fn``, which is set here.
     """
-    batches = iter(loader)
+    if not loader.num_workers:
+        yield iter(loader)
+        return
+    end, ending = multiprocessing.Pipe(duplex=False)
+    loader.worker_init_fn = partial(_begin_loading, end)
+    with blocked(STOP_SIGNALS):  # until the processes ignore them by themselves
+        batches = _Batches(iter(loader))
     try:
         yield batches
     finally:
-        if loader.num_workers:
-            # Left to Python's exit they are sent SIGTERM, which they ignore, and waited for.
-            # PyTorch has no public way to end them.
-            batches._shutdown_workers()
+        batches.close()
+        # An exception that came out of the iterator keeps it. Then its processes, which ignore the
+        # SIGTERM that Python sends at exit, are still there.
+        ending.send_bytes(b"end")
+
+
+class _Batches:
+    """The only reference to a loader's iterator: without it, PyTorch ends the processes."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator: Iterator[Any] | None = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            raise RuntimeError("the batches of this loader are closed")
+        return next(self._iterator)
+
+    def close(self) -> None:
+        self._iterator = None
+
+
+def _begin_loading(end: Connection, worker_id: int) -> None:
+    """``worker_init_fn`` of a DataLoader; ``end`` becomes readable when all shall end."""
+    ignore_stop_signals()
+    end_with_parent([end])
