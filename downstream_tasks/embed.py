@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.pretrained import add_checkpoint_arguments, load_from_arguments
@@ -29,7 +28,9 @@ from src.datasets.normalization import METHODS
 from src.utils.distributed import default_devices, parse_devices
 from src.utils.errors import UserError
 from src.utils.files import replacing
+from src.utils.loading import batches_of
 from src.utils.precision import autocast
+from src.utils.progress import progress_bar
 
 LEVELS = ("pooled", "roi", "token")
 KEY_COLUMNS = ("participant_id", "session", "run", "split", "clip")
@@ -162,10 +163,11 @@ def embed(
     encoder = pretrained.encoder.to(device)
     precision = autocast(device, bfloat16)
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
-    for batch in tqdm(loader, desc="embed", unit="batch"):
-        with precision():
-            tokens = encoder(batch["fmri"].to(device, non_blocking=True))
-        yield pool(tokens.float(), level, pretrained.facts.grid).cpu().numpy()
+    with batches_of(loader) as batches:
+        for batch in progress_bar(batches, total=len(loader), desc="embed", unit="batch"):
+            with precision():
+                tokens = encoder(batch["fmri"].to(device, non_blocking=True))
+            yield pool(tokens.float(), level, pretrained.facts.grid).cpu().numpy()
 
 
 def pool(tokens: Tensor, level: str, grid: tuple[int, int]) -> Tensor:

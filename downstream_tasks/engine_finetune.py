@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from downstream_tasks.encoders import Pretrained
@@ -35,6 +34,7 @@ from src.utils.loading import batches_of
 from src.utils.memory import Blocks, MemoryEstimate
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast, has_bfloat16
+from src.utils.progress import progress_bar
 from src.utils.schedulers import warmup_cosine
 from src.utils.signals import stop_requests
 
@@ -98,7 +98,7 @@ def fine_tune(
     # --------------------------------------------------------------------------------------- loop
     total_steps = ft.epochs * sampler.steps_per_epoch
     buffer = StepBuffer()
-    bar = tqdm(
+    bar = progress_bar(
         total=total_steps,
         initial=progress.step,
         unit="step",

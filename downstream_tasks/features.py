@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from downstream_tasks.baselines import hold_constant, permute_in_time
 from downstream_tasks.embed import pool
 from downstream_tasks.example_clips import ExampleClips
 from src.models.vision_transformer import VisionTransformer
 from src.utils.files import replacing
+from src.utils.loading import batches_of
 from src.utils.precision import autocast
+from src.utils.progress import progress_bar
 
 Control = Literal["none", "time_permuted", "held_constant"]
 
@@ -98,17 +99,20 @@ def encode_clips(
     }
 
     @torch.inference_mode()
-    def batches() -> Iterator[np.ndarray]:
+    def encode() -> Iterator[np.ndarray]:
         model = encoder.to(device).eval()
         precision = autocast(device, bfloat16)
         loader = DataLoader(clips, batch_size, num_workers=num_workers)
-        for batch in tqdm(loader, desc=label, unit="batch", leave=False):
-            x = apply_control(batch["fmri"], batch["item"], control).to(device)
-            with precision():
-                encoded = model(x).float()
-            yield select_tokens(encoded, grid, patch, level).cpu().numpy()
+        with batches_of(loader) as batches:
+            for batch in progress_bar(
+                batches, total=len(loader), desc=label, unit="batch", leave=False
+            ):
+                x = apply_control(batch["fmri"], batch["item"], control).to(device)
+                with precision():
+                    encoded = model(x).float()
+                yield select_tokens(encoded, grid, patch, level).cpu().numpy()
 
-    return store.get(key, shape, _TOKEN_DTYPE if level == "token" else "float32", batches)
+    return store.get(key, shape, _TOKEN_DTYPE if level == "token" else "float32", encode)
 
 
 def apply_control(fmri: Tensor, items: Tensor, control: Control) -> Tensor:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from downstream_tasks.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.heads import HeadResult, LinearMap, Problem, class_weights
 from downstream_tasks.metrics import LOWER_IS_BETTER
 from downstream_tasks.tasks import AttentiveProbeConfig, LinearProbeConfig
+from src.utils.progress import progress_bar
 from src.utils.schedulers import warmup_cosine
 
 _LARS_MOMENTUM = 0.9  # spec 7
@@ -248,7 +248,7 @@ def _train_grid(
     rng = np.random.default_rng(problem.seed)
     best_key, best_head, best = (-np.inf, -np.inf), model.head(0), (0, 0)
     curves: list[list[dict[str, float]]] = [[] for _ in settings]
-    for epoch in tqdm(range(config.epochs), desc="probe", unit="epoch", leave=False):
+    for epoch in progress_bar(range(config.epochs), desc="probe", unit="epoch", leave=False):
         order = rng.permutation(train)
         model.train()
         train_loss = np.zeros(len(settings))

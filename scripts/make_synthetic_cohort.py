@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,6 +29,7 @@ from src.datasets.folder_writer import FolderWriter
 from src.datasets.people import split_by_count
 from src.datasets.synthetic import FAMILIES, FAMILY_SPREAD, GROUP_FC, Population, already_made
 from src.utils.errors import UserError, run_main
+from src.utils.progress import progress_bar
 
 HERITABLE = 0.4  # share of the variance between people that a family has in common
 SITE_SPREAD = 0.3  # SD of what a site adds to all its people, relative to that between people
@@ -306,7 +306,7 @@ def make_cohort(
         provenance=provenance,
     ) as writer:
         records = people.to_dict("records")
-        for i, record in enumerate(tqdm(records, desc="people", unit="person")):
+        for i, record in enumerate(progress_bar(records, desc="people", unit="person")):
             noise = np.random.default_rng([seed, 1, i])
             for run in range(runs):
                 writer.add_run(

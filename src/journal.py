@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from tqdm import tqdm
 
 from src.config import Config
 from src.datasets.fmri import FMRIDataset
@@ -19,6 +18,7 @@ from src.utils.distributed import Ranks
 from src.utils.logging import RunLog
 from src.utils.memory import Blocks, MemoryEstimate
 from src.utils.precision import has_bfloat16
+from src.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,9 @@ def _describe_time(config: Config, dataset: FMRIDataset) -> None:
         )
 
 
-def report_step(row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: tqdm) -> None:
+def report_step(
+    row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: ProgressBar
+) -> None:
     """One line of the log, TensorBoard and the progress bar."""
     bar.set_postfix(loss=f"{row['loss']:.4f}")
     logger.info(

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from src import monitors
@@ -36,6 +35,7 @@ from src.utils.loading import batches_of
 from src.utils.logging import RunLog, git_revision, setup_logging
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast
+from src.utils.progress import progress_bar
 from src.utils.schedulers import Schedule
 from src.utils.signals import stop_requests
 
@@ -149,7 +149,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     # --------------------------------------------------------------------------------------- loop
     total_steps = sampler.steps_per_epoch * config.optimization.epochs
     buffer = StepBuffer()
-    bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=not ranks.main)
+    bar = progress_bar(total=total_steps, initial=state.step, unit="step", disable=not ranks.main)
     with (
         stop_requests() as stop,
         logging_redirect_tqdm(),

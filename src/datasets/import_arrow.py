@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from src.datasets.folder_format import RUN_COLUMNS, SPLITS
 from src.datasets.folder_writer import FolderWriter
 from src.datasets.roi_labels import PUBLISHED_ATLAS, load_roi_labels, published_order
 from src.utils.errors import UserError, nearest, run_main
+from src.utils.progress import progress_bar
 
 ATLASES = {"schaefer400_tians3": PUBLISHED_ATLAS}
 SPLIT_OF = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
@@ -172,7 +172,7 @@ def import_arrow(
         FolderWriter(
             out, roi_labels=[labels[i] for i in order], atlas=atlas, provenance=provenance
         ) as writer,
-        tqdm(total=n_runs, unit="run") as progress,
+        progress_bar(total=n_runs, unit="run") as progress,
     ):
         for split, file in files:
             for value, series in read_rows(file):

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from src.datasets.folder_format import RUN_COLUMNS, SPLITS
 from src.datasets.folder_writer import FolderWriter
 from src.datasets.roi_labels import PUBLISHED_ATLAS, load_roi_labels
 from src.utils.errors import UserError, run_main
+from src.utils.progress import progress_bar
 
 # What a pickled numpy array of numbers is made of: data only. The names are those of numpy 2 and 1.
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
@@ -130,7 +130,7 @@ def import_hcpa(
     }
     with (
         FolderWriter(out, roi_labels=labels, atlas=atlas, provenance=provenance) as writer,
-        tqdm(total=sum(map(len, data.values())), unit="run") as progress,
+        progress_bar(total=sum(map(len, data.values())), unit="run") as progress,
     ):
         for split, runs in data.items():
             for i, (series, value) in enumerate(runs, 1):

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from src.datasets.folder_format import RUN_COLUMNS, SPLITS
 from src.datasets.folder_writer import FolderWriter
@@ -30,6 +29,7 @@ from src.datasets.people import split_by_hash
 from src.datasets.roi_labels import PUBLISHED_ATLAS
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.files import replacing
+from src.utils.progress import progress_bar
 
 SUBCORTEX_FILE = "fMRI.Tian_Subcortex_S3_3T.csv.gz"
 CORTEX_FILE = "fMRI.Schaefer17n400p.csv.gz"
@@ -242,7 +242,7 @@ def import_ukb(
                 with replacing(out / SETTINGS_FILE) as file:
                     file.write(json.dumps(settings).encode())
             todo = [person for person in todo if (person, "01", "01") not in writer.written]
-            progress = tqdm(read_runs(root, todo, workers), total=len(todo), unit="run")
+            progress = progress_bar(read_runs(root, todo, workers), total=len(todo), unit="run")
             for run in progress:
                 if reason := _add(writer, run, assignment.of(run.person), tr):
                     refused.append((run.person, reason))

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from src.datasets.fingerprint import describe_change, runs_fingerprint
 from src.datasets.folder import DataFolder
 from src.datasets.folder_format import NORMALIZATION_FILE
 from src.utils.errors import UserError
 from src.utils.files import replacing
+from src.utils.progress import progress_bar
 
 _SAMPLE_VALUES = 50_000_000  # 200 MB of float32; for 450 ROIs 111,000 frames each
 # People whose time means differ by less than this part of the SD in time do not give a scale:
@@ -94,7 +94,9 @@ def _time_means(folder: DataFolder, people: list[np.ndarray]) -> tuple[np.ndarra
     """
     means = np.full((folder.n_rois, len(people)), np.nan, dtype=np.float32)
     deviation, n_good = np.zeros(folder.n_rois), np.zeros(folder.n_rois)
-    for i, rows in enumerate(tqdm(people, desc="means over time", unit="person", leave=False)):
+    for i, rows in enumerate(
+        progress_bar(people, desc="means over time", unit="person", leave=False)
+    ):
         total, count = np.zeros(folder.n_rois), np.zeros(folder.n_rois)
         for row in rows:
             series, good = folder.series(row), ~folder.bad_roi_mask(row)
@@ -116,7 +118,7 @@ def _frames(folder: DataFolder, people: list[np.ndarray]) -> np.ndarray:
     chosen = _frames_to_read(folder, people, max(1, _SAMPLE_VALUES // folder.n_rois))
     sample = np.empty((folder.n_rois, sum(len(frames) for _, frames in chosen)), dtype=np.float32)
     filled = 0
-    for row, frames in tqdm(chosen, desc="values of frames", unit="run", leave=False):
+    for row, frames in progress_bar(chosen, desc="values of frames", unit="run", leave=False):
         block = sample[:, filled : filled + len(frames)]
         block[:] = folder.series(row)[:, frames]
         block[folder.bad_roi_mask(row)] = np.nan

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import scipy.fft
-from tqdm import tqdm
 
 from src.datasets.folder import DataFolder
 from src.datasets.folder_format import DESCRIPTION_FILE
 from src.datasets.folder_writer import FolderWriter
 from src.datasets.people import split_by_count
 from src.utils.errors import UserError, run_main
+from src.utils.progress import progress_bar
 
 # Cortical ROIs of each network (left, right) per 400, in Schaefer's order. The sizes of the seven
 # families are Schaefer-400's own; how a family is divided among the 17 networks is ours.
@@ -276,7 +276,7 @@ def write_synthetic(
         atlas=f"synthetic-{n_rois}",
         provenance=provenance,
     ) as writer:
-        for i, person in enumerate(tqdm(people, desc="people", unit="person")):
+        for i, person in enumerate(progress_bar(people, desc="people", unit="person")):
             rng = np.random.default_rng([seed, 2, i])
             gain = rng.normal(0, FAMILY_SPREAD, (len(FAMILIES), len(FAMILIES)))
             for run in range(runs):
