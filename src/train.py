@@ -214,7 +214,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         ranks.barrier()
         log.close()
         if ranks.main:
-            draw_curves(folder / f"{tag}_r0.csv", folder / "loss.png")
+            csv, picture = folder / f"{tag}_r0.csv", folder / "loss.png"
+            draw_curves(csv, picture, start=state.monitors["first"])
             logger.info("checkpoint: %s", checkpoint_path(folder, tag))
             logger.info(monitors.verdict(state.monitors["first"], state.monitors["last"]))
 

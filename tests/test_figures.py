@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
-from src.utils.figures import draw_curves
+from src.utils.figures import PANELS, curves_figure, draw_curves
 
 
 def colors(path):
@@ -25,15 +25,76 @@ def log():
     return pd.DataFrame({"epoch": 1, "itr": step, "loss": 1 / step, "step": step})
 
 
-def test_draw_curves_adds_a_panel_for_each_monitor(tmp_path, log):
-    log.to_csv(tmp_path / "log.csv", index=False)
-    draw_curves(tmp_path / "log.csv", tmp_path / "loss.png")
-    log["variance"] = np.where(log["step"] % 10, np.nan, 0.5)
-    log["rankme"] = np.nan  # never measured
-    log.to_csv(tmp_path / "log.csv", index=False)
-    draw_curves(tmp_path / "log.csv", tmp_path / "both.png")
-    one, two = (imread(tmp_path / name).shape for name in ("loss.png", "both.png"))
-    assert two == (one[0], 2 * one[1], one[2])
+MONITORS = {
+    "r2": -2.4,
+    "r2_clip_constant": -2.5,
+    "r2_swapped": -2.4,
+    "variance": 0.5,
+    "variance_share": 0.83,
+    "rankme": 32.0,
+}
+
+
+def with_monitors(log, drift=1e-3, **start):
+    """The log with monitors at every tenth step that move away from ``start``."""
+    drift = 1 + drift * log["step"]
+    for name, value in start.items():
+        log[name] = np.where(log["step"] % 10, np.nan, value * drift)
+    return log.set_index("step")
+
+
+def test_a_panel_for_everything_logged_and_no_empty_place(log):
+    names = ["variance", "rankme", "variance_share", "r2"]
+    for count in range(5):
+        kept = {name: MONITORS[name] for name in names[:count]}
+        figure = curves_figure(with_monitors(log.copy(), **kept).assign(r2_swapped=np.nan))
+        assert len(figure.axes) == 1 + count
+        grid = figure.axes[0].get_gridspec()
+        places = [axes.get_subplotspec() for axes in figure.axes]
+        filled = [(r, c) for p in places for r in p.rowspan for c in p.colspan]
+        assert len(filled) == len(set(filled)) == grid.nrows * grid.ncols
+
+
+def test_what_was_measured_before_the_first_step_is_drawn_at_step_0(log):
+    figure = curves_figure(with_monitors(log, **MONITORS), start=MONITORS)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    for name, label in PANELS[1].columns.items():
+        assert lines[label].get_xdata().tolist() == [0, 10, 20, 30, 40]
+        assert lines[label].get_ydata()[0] == MONITORS[name]
+    for axes in figure.axes:
+        assert axes.get_xlim() == (0, 40)
+
+
+def test_a_curve_that_hardly_moves_looks_flat(log):
+    log["loss"] = 0.3 + 1e-3 * np.sin(log["step"])
+    figure = curves_figure(with_monitors(log, **MONITORS), start=MONITORS)
+    assert len(figure.axes) == len(PANELS)
+    for axes in figure.axes:
+        height = axes.bbox.height
+        for line in axes.lines:
+            pixels = axes.transData.transform(line.get_xydata())[:, 1] - axes.bbox.y0
+            assert np.ptp(pixels) < 0.05 * height
+            assert (pixels >= -1e-6).all()
+            assert (pixels <= height + 1e-6).all()
+
+
+def test_a_share_that_doubles_and_stays_next_to_nothing_looks_flat(log):
+    figure = curves_figure(with_monitors(log, drift=1 / 40, variance_share=1e-3, rankme=0.01))
+    for axes in figure.axes[1:]:
+        pixels = axes.transData.transform(axes.lines[0].get_xydata())[:, 1]
+        assert np.ptp(pixels) < 0.05 * axes.bbox.height
+
+
+def test_what_moves_is_inside_the_axes_and_seen_to_move(log):
+    log["loss"] = np.geomspace(0.7, 0.01, 40)
+    moving = {name: np.linspace(value, value / 10, 40) for name, value in MONITORS.items()}
+    figure = curves_figure(log.assign(**moving).set_index("step"))
+    for axes in figure.axes:
+        pixels = axes.transData.transform(axes.lines[0].get_xydata())[:, 1]
+        share = (pixels - axes.bbox.y0) / axes.bbox.height
+        assert np.ptp(share) > 0.25
+        assert (share >= 0).all()
+        assert (share <= 1).all()
 
 
 def test_draw_curves_reads_a_log_of_the_release(tmp_path, log):
