@@ -1,27 +1,44 @@
 # Sourced by the other scripts: enters the repository and makes its Python environment.
-#   PYTHON=  the interpreter to build the environment with (default: python3)
-#   VENV=    where the environment is, or goes (default: .venv)
 # Afterwards $VENV/bin/python has everything of requirements.txt.
+
+environment_help() {
+    cat <<'TEXT'
+Environment variables
+  PYTHON=  the interpreter to build the environment with (default: python3)
+  VENV=    where the environment is, or goes (default: .venv)
+
+The environment takes 6.9 GB of disk with the CUDA build of PyTorch, which pip installs on Linux
+unless another is there already. To have the CPU build, and less than 3 GB, install it first:
+  python3 -m venv .venv
+  .venv/bin/python -m pip install ...   the command that pytorch.org gives for "CPU"
+TEXT
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ] && [ "${1:-}" = --help ]; then
+    environment_help
+    exit
+fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-.venv}"
 
-if [ ! -x "$VENV/bin/python" ]; then
-    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        echo "error: $PYTHON is not Python 3.10 or newer; name one that is with PYTHON=..." >&2
-        exit 2
-    fi
-    echo "Making the environment $VENV with $("$PYTHON" --version)"
-    if ! "$PYTHON" -m venv "$VENV"; then
-        echo "error: $PYTHON cannot make an environment in $VENV (is its venv module installed?)" >&2
-        exit 2
-    fi
-fi
-
 # Install only when the requirements are not those installed last.
 if ! cmp -s requirements.txt "$VENV/installed-requirements.txt"; then
-    echo "Installing requirements.txt into $VENV (once; PyTorch is large)"
+    environment_help
+    echo
+    if [ ! -x "$VENV/bin/python" ]; then
+        if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+            echo "error: $PYTHON is not Python 3.10 or newer; name one that is with PYTHON=..." >&2
+            exit 2
+        fi
+        echo "Making the environment $VENV with $("$PYTHON" --version)"
+        if ! "$PYTHON" -m venv "$VENV"; then
+            echo "error: $PYTHON cannot make an environment in $VENV (is its venv module installed?)" >&2
+            exit 2
+        fi
+    fi
+    echo "Installing requirements.txt into $VENV (once; $(df -Ph "$VENV" | awk 'NR == 2 { print $4 }') free there)"
     if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -r requirements.txt; then
         echo "error: the installation failed; see the lines above, then run this again" >&2
         exit 2

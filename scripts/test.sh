@@ -1,7 +1,20 @@
 #!/usr/bin/env bash
-# Make the environment and run the tests. Arguments go to pytest: scripts/test.sh -k masks
-# PYTHON= and VENV= as in scripts/environment.sh.
+# Make the environment and run the tests.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell, as with sh
 set -euo pipefail
+
+for argument in "$@"; do
+    case "$argument" in -h | --help)
+        cat <<'EOF'
+usage: bash scripts/test.sh [pytest arguments, such as -k masks]
+
+Makes the environment and runs the tests on all cores, without the slow ones.
+
+EOF
+        exec bash "$(dirname "$0")/environment.sh" --help
+        ;;
+    esac
+done
 source "$(dirname "$0")/environment.sh"
 
 # One thread each: the tests run on all cores at once.
