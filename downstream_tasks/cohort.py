@@ -6,7 +6,7 @@ one score: a person (mean over their runs), a run, or an event.
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from downstream_tasks.tasks import DataConfig
-from src.datasets.clips import frame_steps, frames_needed
+from src.datasets.clip_input import ClipInput
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError, nearest
 
@@ -29,25 +29,6 @@ UNIT_COLUMNS = {
     "run": ["participant_id", "session", "run"],
     "event": ["participant_id", "session", "run", "onset"],
 }
-
-
-@dataclass(frozen=True)
-class ClipGeometry:
-    """What a clip of the model spans.
-
-    Attributes:
-        frames: T, samples of a clip.
-        patch_size: samples of a patch.
-        sampling: keyword arguments of :class:`FMRIDataset` and :func:`frame_steps`.
-    """
-
-    frames: int
-    patch_size: int
-    sampling: Mapping[str, Any] = field(default_factory=lambda: {"sampling": "stride", "stride": 1})
-
-    def frames_needed(self, tr: pd.Series) -> np.ndarray:
-        """Frames that a clip takes of runs with these repetition times, ``[n]``."""
-        return frames_needed(self.frames, frame_steps(tr.to_numpy(), **self.sampling))
 
 
 @dataclass(frozen=True)
@@ -116,15 +97,20 @@ class Cohort:
         return result
 
 
-def load_cohort(folder: DataFolder, config: DataConfig, clip: ClipGeometry) -> Cohort:
+def load_cohort(
+    folder: DataFolder, config: DataConfig, clip_input: ClipInput, patch_size: int
+) -> Cohort:
     """Read the labelled examples of a folder; log and list everything that is left out.
+
+    ``clip_input`` says how long a clip is and which runs are left out for their length or bad ROIs;
+    events are placed by patches of ``patch_size`` samples.
 
     Raises:
         UserError: on a target column that is missing, not numeric (regression), of one value only,
             or of other classes than stated; a target that differs between runs of one person scored
             as a whole; no one left.
     """
-    keep = folder.rows(bad_rois="exclude" if config.bad_rois == "exclude" else "keep")
+    keep = folder.rows(bad_rois="exclude" if clip_input.bad_rois == "exclude" else "keep")
     runs = folder.runs.assign(row=np.arange(len(folder.runs)), start=-1)
     dropped = {"runs with bad ROIs": _run_names(runs.drop(index=keep))}
     runs = runs.loc[keep]
@@ -136,14 +122,16 @@ def load_cohort(folder: DataFolder, config: DataConfig, clip: ClipGeometry) -> C
                 f"{nearest(unknown[0], there)} It has: {', '.join(there)}."
             )
         runs = runs[runs["run"].isin(config.runs)]
-    if config.short_runs == "skip":
-        short = runs["frames"] < clip.frames_needed(runs["tr"])
+    if clip_input.short_runs == "skip":
+        short = runs["frames"] < clip_input.frames_needed(runs["tr"].to_numpy())
         dropped["runs too short for a clip"] = _run_names(runs[short])
         runs = runs[~short]
     where = f"{folder.path / 'participants.tsv'}"
     if config.unit == "event":
         where = str(folder.path / EVENTS_FILE)
-        table, dropped["events without room for a clip"] = _read_events(folder, runs, config, clip)
+        table, dropped["events without room for a clip"] = _read_events(
+            folder, runs, config, clip_input, patch_size
+        )
     else:
         table = runs
     if config.target not in table:
@@ -221,7 +209,11 @@ def disjoint_groups(table: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
 
 
 def _read_events(
-    folder: DataFolder, runs: pd.DataFrame, config: DataConfig, clip: ClipGeometry
+    folder: DataFolder,
+    runs: pd.DataFrame,
+    config: DataConfig,
+    clip_input: ClipInput,
+    patch_size: int,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Events with the start frame of their clip, and the names of those without room.
 
@@ -237,18 +229,21 @@ def _read_events(
     )
     if absent := [name for name in (*keys, "onset") if name not in events]:
         raise UserError(f"{path} lacks the column {', '.join(absent)}.")
-    if not 0 <= config.scored_patch < clip.frames // clip.patch_size:
+    n_samples = clip_input.crop_size[1]
+    if not 0 <= config.scored_patch < n_samples // patch_size:
         raise UserError(
-            f"scored_patch is {config.scored_patch}; a clip of {clip.frames} frames has "
-            f"patches 0 to {clip.frames // clip.patch_size - 1}."
+            f"scored_patch is {config.scored_patch}; a clip of {n_samples} frames has "
+            f"patches 0 to {n_samples // patch_size - 1}."
         )
     table = events.merge(runs.drop(columns="start"), on=keys, suffixes=("", "_of_run"))
     if table.empty:
         raise UserError(f"{path} names no run of participants.tsv (or only runs with bad ROIs).")
-    step = frame_steps(table["tr"].to_numpy(), **clip.sampling)
+    tr = table["tr"].to_numpy()
     scored = (table["onset"] + config.delay_seconds) / table["tr"]
-    table["start"] = (scored - config.scored_patch * clip.patch_size * step).round().astype(int)
-    end = table["start"] + clip.frames_needed(table["tr"])
+    table["start"] = (
+        (scored - config.scored_patch * patch_size * clip_input.steps(tr)).round().astype(int)
+    )
+    end = table["start"] + clip_input.frames_needed(tr)
     fits = (table["start"] >= 0) & (end <= table["frames"])
     names = [
         f"{'/'.join(event)} at {onset:g} s"

@@ -10,7 +10,6 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.pretrained import add_checkpoint_arguments, load_from_arguments
-from src.datasets.fmri import BAD_ROIS, SHORT_RUNS, FMRIDataset
+from src.datasets.clip_input import BAD_ROIS, SHORT_RUNS, ClipInput
+from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
 from src.datasets.folder_format import SPLITS
 from src.datasets.normalization import METHODS
@@ -87,15 +87,11 @@ def run(arguments: argparse.Namespace) -> Path:
     (device,) = parse_devices([arguments.device or default_devices()[0]])
     pretrained = load_from_arguments(arguments)
     pretrained.check_folder(DataFolder(arguments.data_path))
-    dataset = FMRIDataset(
-        arguments.data_path,
-        arguments.split,
-        pretrained.facts.crop_size,
-        **input_options(pretrained, arguments.normalization, arguments.stride, arguments.target_tr),
-        short_runs=arguments.short_runs,
-        bad_rois=arguments.bad_rois,
-        clips=arguments.clips,
-    )
+    names = ("normalization", "stride", "target_tr", "short_runs", "bad_rois")
+    clip_input = pretrained.clip_input.changed(**{name: vars(arguments)[name] for name in names})
+    check_known(clip_input, pretrained.path)
+    dataset = FMRIDataset(arguments.data_path, arguments.split, clip_input, clips=arguments.clips)
+    pretrained.warn_about_clips(dataset)
     batches = embed(
         pretrained,
         dataset,
@@ -111,40 +107,18 @@ def run(arguments: argparse.Namespace) -> Path:
     return out
 
 
-def input_options(
-    pretrained: Pretrained,
-    normalization: str | None = None,
-    stride: int | None = None,
-    target_tr: float | None = None,
-) -> dict[str, Any]:
-    """Normalisation and sampling for :class:`FMRIDataset`: the checkpoint's, unless given.
-
-    Raises:
-        UserError: if neither says.
-    """
-    if stride is not None and target_tr is not None:
-        raise UserError("give --stride or --target_tr, not both.")
-    if target_tr is not None:
-        sampling = {"sampling": "tr", "target_tr": target_tr}
-    elif stride is not None:
-        sampling = {"sampling": "stride", "stride": stride}
-    else:
-        sampling = pretrained.sampling
-    method = normalization or pretrained.normalization
-    missing = [
-        flag
-        for flag, value in (("--normalization", method), ("--stride or --target_tr", sampling))
-        if value is None
-    ]
-    if missing:
+def check_known(clip_input: ClipInput, path: Path) -> None:
+    """Raise :class:`UserError` if neither checkpoint nor flags say how a run becomes a clip."""
+    known = (
+        ("--normalization", clip_input.normalization),
+        ("--stride or --target_tr", clip_input.sampling),
+    )
+    if missing := [flag for flag, value in known if value is None]:
         raise UserError(
-            f"the checkpoint {pretrained.path} does not say how its input was prepared. Give "
+            f"the checkpoint {path} does not say how its input was prepared. Give "
             f"{' and '.join(missing)} (the paper: zscore_sample downstream; every third frame of "
             "multiband data, else every frame)."
         )
-    # Statistics of the pretraining people, so that a clip looks to the encoder as it did then.
-    stats = pretrained.stats if method == pretrained.normalization else None
-    return {"normalization": method, "stats": stats, **sampling}
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """An encoder together with everything its checkpoint knows about it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,9 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from src.datasets.clip_input import ClipInput
+from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
+from src.datasets.input_profile import InputProfile, input_mismatch
 from src.models.vision_transformer import SIZES, VisionTransformer
 from src.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["pretraining", "release", "fine_tuned", "fine_tuned_release", "hub"]
 
@@ -91,10 +97,8 @@ class Pretrained:
         facts: what it is built of.
         kind: which sort of file it came from; ``release`` files hold weights only.
         roi_labels, atlas: the ROIs in their order; ``None`` where the file does not say.
-        normalization: method of :mod:`src.datasets.normalization`, ``None`` where not known.
-        stats: ``median`` and ``iqr`` ``[R]`` for the method ``robust``.
-        sampling: keyword arguments of :class:`FMRIDataset` that resample runs as in pretraining,
-            ``None`` where not known.
+        clip_input: how runs became clips in training, as far as the file says.
+        input_profile: what these clips looked like, ``None`` where the file does not say.
         attn_mode: attention kernel of ``encoder`` and of copies of it.
         head: ``fc_norm.*`` and ``head.*`` of a fine-tuned file, else empty.
         task: what a fine-tuned file of this project says of its task, else ``None``.
@@ -107,11 +111,10 @@ class Pretrained:
     facts: EncoderFacts
     kind: Kind
     path: Path
+    clip_input: ClipInput
     roi_labels: tuple[str, ...] | None = None
     atlas: str | None = None
-    normalization: str | None = None
-    stats: dict[str, Tensor] | None = None
-    sampling: dict[str, Any] | None = None
+    input_profile: InputProfile | None = None
     attn_mode: str = "sdpa"
     head: dict[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] | None = None
@@ -130,8 +133,8 @@ class Pretrained:
             "facts": self.facts.to_dict(),
             "roi_labels": None if self.roi_labels is None else list(self.roi_labels),
             "atlas": self.atlas,
-            "normalization": {"method": self.normalization, **(self.stats or {})},
-            "sampling": self.sampling,
+            **self.clip_input.to_state(),
+            "input_profile": None if self.input_profile is None else self.input_profile.to_dict(),
             "training_people": self.training_people,
         }
 
@@ -175,6 +178,19 @@ class Pretrained:
                     f"{self.path}: the order of ROIs, or the atlas, differs. Write the data "
                     "with the ROIs in the checkpoint's order."
                 )
+
+    def warn_about_clips(self, dataset: FMRIDataset) -> None:
+        """Log a warning if its clips are unlike those the encoder was trained on (method 7)."""
+        if self.input_profile is None:
+            return
+        if found := input_mismatch(self.input_profile, InputProfile.from_dataset(dataset)):
+            logger.warning(
+                "clips of %s are unlike those that %s was trained on: %s. Its features may say "
+                "little about them.",
+                dataset.folder.path,
+                self.path,
+                "; ".join(found),
+            )
 
 
 def freeze(encoder: VisionTransformer) -> VisionTransformer:

@@ -7,30 +7,26 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from downstream_tasks.cohort import ClipGeometry, Cohort
+from downstream_tasks.cohort import Cohort
 from downstream_tasks.encoders import Pretrained
-from downstream_tasks.preparation import DEFAULT_NORMALIZATION
 from downstream_tasks.tasks import DataConfig
-from src.config import DOWNSAMPLE_STRIDE
+from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder_format import SERIES_FILE
 
 
-def clip_sampling(data: DataConfig, pretrained: Pretrained) -> dict[str, Any]:
-    """How runs are resampled: as the task says, else as in pretraining, else frame by frame."""
-    if data.target_tr is not None:
-        return {"sampling": "tr", "target_tr": data.target_tr}
-    if data.stride is not None:
-        return {"sampling": "stride", "stride": data.stride}
-    if data.downsample is not None:
-        return {"sampling": "stride", "stride": DOWNSAMPLE_STRIDE if data.downsample else 1}
-    return pretrained.sampling or {"sampling": "stride", "stride": 1}
-
-
-def clip_geometry(data: DataConfig, pretrained: Pretrained) -> ClipGeometry:
-    """What a clip of this task spans."""
-    facts = pretrained.facts
-    return ClipGeometry(facts.crop_size[1], facts.patch_size, clip_sampling(data, pretrained))
+def task_clip_input(data: DataConfig, pretrained: Pretrained) -> ClipInput:
+    """How runs become clips: as the task says, else as in pretraining, else by the defaults."""
+    stride = data.stride
+    if stride is None and data.downsample is not None:
+        stride = DOWNSAMPLE_STRIDE if data.downsample else 1
+    return pretrained.clip_input.changed(
+        normalization=None if data.normalization == "checkpoint" else data.normalization,
+        stride=None if data.target_tr is not None else stride,
+        target_tr=data.target_tr,
+        short_runs=data.short_runs,
+        bad_rois=data.bad_rois,
+    ).completed()
 
 
 class ExampleClips(Dataset):
@@ -62,22 +58,8 @@ class ExampleClips(Dataset):
         self.has_events = bool((self.starts >= 0).any())
         self.clips = 1 if self.has_events else clips
         rows, self._position = np.unique(chosen["row"].to_numpy(), return_inverse=True)
-        method = data.normalization
-        if method == "checkpoint":
-            method = pretrained.normalization or DEFAULT_NORMALIZATION
-        self.sampling = clip_sampling(data, pretrained)
         self.dataset = FMRIDataset(
-            data.data_path,
-            rows,
-            pretrained.facts.crop_size,
-            **self.sampling,
-            short_runs=data.short_runs,
-            normalization=method,
-            # Those of pretraining, so that a clip looks to the encoder as it did then.
-            stats=pretrained.stats if method == pretrained.normalization else None,
-            bad_rois=data.bad_rois,
-            clips=self.clips,
-            seed=seed,
+            data.data_path, rows, task_clip_input(data, pretrained), clips=self.clips, seed=seed
         )
         self.per_example = self.dataset.clips_per_run
 
@@ -109,7 +91,8 @@ class ExampleClips(Dataset):
         rows = dataset.rows
         bad = np.array([np.packbits(folder.bad_roi_mask(row)) for row in rows])
         file = (folder.path / SERIES_FILE).stat()
-        stats = dataset.stats or {}
+        clip_input = dataset.clip_input
+        stats = clip_input.stats or {}
         return {
             "run_order": folder.description["run_order"],
             "series_bytes": file.st_size,
@@ -122,9 +105,9 @@ class ExampleClips(Dataset):
                 bad,
             ),
             "crop_size": [dataset.n_rois, dataset.num_frames],
-            "sampling": self.sampling,
-            "normalization": dataset.normalization,
-            "stats": _digest(*(stats[name] for name in sorted(stats))),
+            "sampling": clip_input.sampling,
+            "normalization": clip_input.normalization,
+            "stats": _digest(*(np.asarray(stats[name]) for name in sorted(stats))),
             "clips": self.per_example,
         }
 

@@ -25,6 +25,7 @@ from downstream_tasks.example_clips import ExampleClips
 from downstream_tasks.heads import Problem
 from downstream_tasks.metrics import LOWER_IS_BETTER
 from downstream_tasks.tasks import DownstreamConfig
+from src.datasets.input_profile import InputProfile
 from src.utils.checkpoint import load_checkpoint, load_network, require_keys, save_checkpoint
 from src.utils.distributed import Ranks
 from src.utils.errors import UserError
@@ -123,13 +124,11 @@ class StateFolder:
         ranks: Ranks,
     ) -> None:
         self.folder, self.config, self.problem, self.ranks = folder, config, problem, ranks
-        stats = clips.dataset.stats
         self.about = {
             "knowledge": dataclasses.replace(
                 pretrained,
-                normalization=clips.dataset.normalization,
-                stats=stats and {name: torch.as_tensor(value) for name, value in stats.items()},
-                sampling=clips.sampling,
+                clip_input=clips.dataset.clip_input,
+                input_profile=InputProfile.from_dataset(clips.dataset),
             ).knowledge(),
             "task": _describe_task(config, problem, clips),
             "split": _people(problem),

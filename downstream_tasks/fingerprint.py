@@ -15,6 +15,7 @@ import torch
 
 from downstream_tasks.cohort import Cohort
 from downstream_tasks.comparison import MODEL_NAME, TITLES, Representations
+from downstream_tasks.example_clips import ExampleClips
 from downstream_tasks.report import compare_with_fc, summary_line, write_results
 from downstream_tasks.setup import describe_checkpoint, load_model
 from downstream_tasks.tasks import DownstreamConfig
@@ -37,6 +38,7 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> dict[str,
     pretrained, folder = load_model(config)
     cohort = paired_runs(folder, config)
     n = len(cohort.units)
+    pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     representations = Representations(config, cohort, pretrained, device)
     kinds = {"time_permuted": "control", "held_constant": "control"}
     scored, predictions = [], []

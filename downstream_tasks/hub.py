@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from downstream_tasks.encoders import EncoderFacts, Pretrained
 from downstream_tasks.models_vit import DownstreamViT
-from downstream_tasks.preparation import ClipPreparation
+from src.datasets.clip_input import ClipInput
 from src.utils.errors import UserError
 
 _ENCODER_PREFIX = "encoder."
@@ -62,6 +62,8 @@ class BrainJEPAHub(
         facts: :class:`EncoderFacts` as a dict.
         n_components: G of the gradients, ``None`` for ``add_w: origin``.
         has_stats: whether robust statistics come with the weights.
+        normalization, sampling: of :class:`ClipInput`, ``None`` where not known.
+        input_profile: :class:`InputProfile` as a dict.
         n_outputs: of the head of a fine-tuned network, ``None`` for an encoder.
         n_training_people: of the pretraining, ``None`` where that is not known.
     """
@@ -75,6 +77,7 @@ class BrainJEPAHub(
         normalization: str | None = None,
         has_stats: bool = False,
         sampling: dict | None = None,
+        input_profile: dict | None = None,
         n_outputs: int | None = None,
         linear_probe: bool = False,
         task: dict | None = None,
@@ -84,6 +87,7 @@ class BrainJEPAHub(
         self.facts = EncoderFacts.from_dict(facts)
         self.roi_labels, self.atlas = roi_labels, atlas
         self.normalization, self.sampling, self.task = normalization, sampling, task
+        self.input_profile = input_profile
         rois = self.facts.crop_size[0]
         gradients = None if n_components is None else torch.zeros(rois, n_components)
         for name in ("median", "iqr"):
@@ -100,7 +104,7 @@ class BrainJEPAHub(
     @classmethod
     def of(cls, pretrained: Pretrained) -> "BrainJEPAHub":
         """The exportable form of what :func:`load_pretrained` read."""
-        head, stats = pretrained.head, pretrained.stats
+        head, clip_input, profile = pretrained.head, pretrained.clip_input, pretrained.input_profile
         linear_probe = "head.1.weight" in head
         last = head.get("head.1.weight" if linear_probe else "head.weight")
         labels, people = pretrained.roi_labels, pretrained.training_people
@@ -109,9 +113,10 @@ class BrainJEPAHub(
             n_components=None if pretrained.gradients is None else pretrained.gradients.shape[1],
             roi_labels=None if labels is None else list(labels),
             atlas=pretrained.atlas,
-            normalization=pretrained.normalization,
-            has_stats=stats is not None,
-            sampling=pretrained.sampling,
+            normalization=clip_input.normalization,
+            has_stats=clip_input.stats is not None,
+            sampling=clip_input.sampling,
+            input_profile=None if profile is None else profile.to_dict(),
             n_outputs=None if last is None else len(last),
             linear_probe=linear_probe,
             task=pretrained.task,
@@ -122,7 +127,7 @@ class BrainJEPAHub(
             state = {_ENCODER_PREFIX + name: value for name, value in state.items()} | head
         known = {
             "training_people": people,
-            **(stats or {}),
+            **(clip_input.stats or {}),
         }
         model.load_state_dict(
             {f"network.{name}": value for name, value in state.items()}
@@ -142,9 +147,11 @@ class BrainJEPAHub(
         return self.network.encoder if isinstance(self.network, DownstreamViT) else self.network
 
     @property
-    def stats(self) -> dict[str, Tensor] | None:
-        """``median`` and ``iqr`` ``[R]`` of the normalisation ``robust``."""
-        return None if self.median is None else {"median": self.median, "iqr": self.iqr}
+    def clip_input(self) -> ClipInput:
+        """How a run becomes a clip, as far as it is known."""
+        stats = None if self.median is None else {"median": self.median, "iqr": self.iqr}
+        sampling = self.sampling or {}
+        return ClipInput(self.facts.crop_size, self.normalization, stats, **sampling)
 
     def prepare(
         self,
@@ -153,8 +160,13 @@ class BrainJEPAHub(
         target_tr: float | None = None,
         normalization: str | None = None,
     ) -> Tensor:
-        """The centre clip ``[1, R, T]`` of ``series`` ``[R, frames]``, as in pretraining."""
-        return ClipPreparation.of(self, target_tr, normalization)(series, tr)
+        """The centre clip ``[1, R, T]`` of ``series`` ``[R, frames]``, as in pretraining.
+
+        ``target_tr`` (seconds) and ``normalization`` replace the model's own; see
+        :meth:`ClipInput.clip_of_series`.
+        """
+        changed = self.clip_input.changed(target_tr=target_tr, normalization=normalization)
+        return changed.clip_of_series(series, tr)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[B, N, D]`` of clips ``[B, 1, R, T]``; outputs ``[B, C]`` if fine-tuned."""
@@ -183,8 +195,8 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
             "facts": model.facts.to_dict(),
             "roi_labels": model.roi_labels,
             "atlas": model.atlas,
-            "normalization": {"method": model.normalization, **(model.stats or {})},
-            "sampling": model.sampling,
+            **model.clip_input.to_state(),
+            "input_profile": model.input_profile,
             "training_people": model.training_people,
         },
         "task": model.task,

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from downstream_tasks.encoders import EncoderFacts, Kind, Pretrained, freeze
 from downstream_tasks.hub import is_hub_folder, read_hub_folder
-from src.config import DOWNSAMPLE_STRIDE, config_from_dict
+from src.config import config_from_dict
+from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
 from src.datasets.gradients import load_gradients
+from src.datasets.input_profile import InputProfile
 from src.models.layers import FUSED_ATTENTION
 from src.models.pos_embed import GRADIENTS, POSITION_KINDS
 from src.models.vision_transformer import SIZES
@@ -102,7 +104,7 @@ def load_pretrained(
         path=path,
         roi_labels=None if labels is None else tuple(labels),
         atlas=knowledge.get("atlas"),
-        **_stated_input(state, knowledge, kind, path),
+        **_stated_input(state, knowledge, kind, facts.crop_size, path),
         attn_mode=attn_mode,
         head={
             name: value
@@ -209,26 +211,24 @@ def _stated_facts(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str,
 
 
 def _stated_input(
-    state: Mapping[str, Any], knowledge: Mapping[str, Any], kind: Kind, path: Path
+    state: Mapping[str, Any],
+    knowledge: Mapping[str, Any],
+    kind: Kind,
+    crop_size: tuple[int, int],
+    path: Path,
 ) -> dict[str, Any]:
-    """Normalisation, its statistics and the resampling, where the file says."""
+    """How runs became clips and what these looked like, where the file says."""
     if kind == "fine_tuned_release":
-        args, result = _release_args(state, path), {}
+        args, stated = _release_args(state, path), {}
         if "use_normalization" in args:
-            result["normalization"] = "zscore_sample" if args["use_normalization"] else "none"
+            stated["normalization"] = "zscore_sample" if args["use_normalization"] else "none"
         if "downsample" in args:
-            stride = DOWNSAMPLE_STRIDE if args["downsample"] else 1
-            result["sampling"] = {"sampling": "stride", "stride": stride}
-        return result
-    normalization = dict(knowledge.get("normalization") or {})
-    if kind == "pretraining":
-        sampling = config_from_dict(state["config"], "the checkpoint's config").sampling
-    else:
-        sampling = knowledge.get("sampling")
+            stated["stride"] = DOWNSAMPLE_STRIDE if args["downsample"] else 1
+        return {"clip_input": ClipInput(crop_size, **stated)}
+    profile = knowledge.get("input_profile")
     return {
-        "normalization": normalization.pop("method", None),
-        "stats": normalization or None,
-        "sampling": sampling,
+        "clip_input": ClipInput.from_state(crop_size, knowledge),
+        "input_profile": None if profile is None else InputProfile.from_dict(profile),
     }
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from downstream_tasks.cohort import Cohort, load_cohort
 from downstream_tasks.encoders import Pretrained
-from downstream_tasks.example_clips import clip_geometry, clip_sampling
+from downstream_tasks.example_clips import ExampleClips, task_clip_input
 from downstream_tasks.heads import Problem, make_target
 from downstream_tasks.metrics import metric_names
-from downstream_tasks.preparation import DEFAULT_NORMALIZATION
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.splits import assert_disjoint, load_split, make_splits, split_path
 from downstream_tasks.tasks import DownstreamConfig
@@ -78,13 +77,15 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
     Raises:
         UserError: as :func:`load_cohort`, and on a metric that their classes do not have.
     """
-    cohort = load_cohort(folder, config.data, clip_geometry(config.data, pretrained))
+    clip_input = task_clip_input(config.data, pretrained)
+    cohort = load_cohort(folder, config.data, clip_input, pretrained.facts.patch_size)
     allowed = metric_names(config.data.type, len(cohort.classes))
     if config.metric not in allowed:
         raise UserError(
             f"evaluation.metric is {config.metric}, which {len(cohort.classes)} classes "
             f"({', '.join(cohort.classes)}) do not have; allowed: {', '.join(allowed)}."
         )
+    pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     return cohort
 
 
@@ -146,6 +147,7 @@ def describe_checkpoint(
     config: DownstreamConfig, pretrained: Pretrained, pretrained_on: int | None = None
 ) -> dict[str, Any]:
     """Which weights, whom they have seen, and which input they had, for ``results.json``."""
+    clip_input = task_clip_input(config.data, pretrained)
     return {
         "path": str(pretrained.path),
         "kind": pretrained.kind,
@@ -155,29 +157,23 @@ def describe_checkpoint(
         "atlas": pretrained.atlas,
         "training_people": _training_people(config, pretrained),
         "test_people_in_pretraining": pretrained_on,
-        "normalization": _normalization(config, pretrained),
-        "normalization_in_pretraining": pretrained.normalization,
-        "sampling": clip_sampling(config.data, pretrained),
-        "sampling_in_pretraining": pretrained.sampling,
+        "normalization": clip_input.normalization,
+        "normalization_in_pretraining": pretrained.clip_input.normalization,
+        "sampling": clip_input.sampling,
+        "sampling_in_pretraining": pretrained.clip_input.sampling,
     }
-
-
-def _normalization(config: DownstreamConfig, pretrained: Pretrained) -> str:
-    chosen = config.data.normalization
-    known = pretrained.normalization or DEFAULT_NORMALIZATION
-    return known if chosen == "checkpoint" else chosen
 
 
 def _warn_about_input(config: DownstreamConfig, pretrained: Pretrained) -> None:
     """Say where the task's input is not what the encoder was trained with."""
-    pairs = {
-        "data.normalization": (_normalization(config, pretrained), pretrained.normalization),
-        "sampling": (clip_sampling(config.data, pretrained), pretrained.sampling),
-    }
+    here, there = task_clip_input(config.data, pretrained), pretrained.clip_input
     differences = [
-        f"{name} is {here}, the checkpoint's is {there}"
-        for name, (here, there) in pairs.items()
-        if there is not None and here != there
+        f"{name} is {value}, the checkpoint's is {known}"
+        for name, value, known in (
+            ("data.normalization", here.normalization, there.normalization),
+            ("sampling", here.sampling, there.sampling),
+        )
+        if known is not None and value != known
     ]
     if differences:
         logger.warning("input unlike that of %s: %s", pretrained.path, "; ".join(differences))

@@ -105,15 +105,13 @@ def measure_loading(config: Config, folder: Path, rounds: int) -> list[Cost]:
     """A clip in every normalisation against a copy of the same slice of the raw memory map."""
     rois, frames = config.data.crop_size
     datasets = {
-        method: FMRIDataset(
-            folder, "train", (rois, frames), **config.sampling, normalization=method
-        )
+        method: FMRIDataset(folder, "train", config.clip_input.changed(normalization=method))
         for method in SAMPLE_LIMITS
     }
     first = next(iter(datasets.values()))
     flat = np.load(folder / "timeseries.npy", mmap_mode="r")
     length = int(first.folder.frames[0])
-    stride = config.sampling.get("stride", 1)
+    stride = config.clip_input.stride or 1
 
     def raw(i: int) -> np.ndarray:
         run = flat[i * rois * length : (i + 1) * rois * length].reshape(rois, length)
@@ -207,7 +205,7 @@ def measure_input(config: Config) -> list[Cost]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "synthetic"
-        length = config.sampling.get("stride", 1) * frames + 10
+        length = (config.clip_input.stride or 1) * frames + 10
         write_synthetic(folder, 40, n_rois=rois, frames=length)
         costs = [*measure_loading(config, folder, ROUNDS), measure_masks(config, 10 * ROUNDS)]
     torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from src.datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRuns
 from src.datasets.normalization import Method
 from src.masks.sampler import MaskSettings
 from src.models.vision_transformer import SIZES
@@ -42,9 +43,6 @@ Momenta = Annotated[
 ]
 FileNamePart = Annotated[str, Limit("a part of a file name", lambda text: "/" not in text)]
 
-# The release decimates multiband data (TR about 0.7 s) by 3 to a TR of about 2 s (method 7).
-DOWNSAMPLE_STRIDE = 3
-
 # Keys of the release that are not keys here: what each becomes, and what its values mean.
 STANDARDIZATION = ("data.normalization", {False: "robust", True: "zscore_sample"})  # method 7
 MASKS = "the spatiotemporal masks of method 6, the only ones here"
@@ -73,8 +71,8 @@ class DataConfig:
     normalization: Method = "robust"
     stride: Count | None = None  # every n-th frame; unset: 3 with meta.downsample, else 1
     target_tr: Positive | None = None  # seconds; resample every run to it instead of striding
-    short_runs: Literal["error", "pad", "skip"] = "error"
-    bad_rois: Literal["exclude", "zero"] = "exclude"
+    short_runs: ShortRuns = "error"
+    bad_rois: BadRois = "exclude"
 
     @property
     def commands(self) -> list[str]:
@@ -178,17 +176,18 @@ class Config:
         return SIZES[self.meta.model_name] | {k: v for k, v in own.items() if v is not None}
 
     @property
-    def sampling(self) -> dict[str, Any]:
-        """How clips are resampled, as keyword arguments of :class:`FMRIDataset`."""
-        if self.data.target_tr is not None:
-            return {"sampling": "tr", "target_tr": self.data.target_tr}
-        default = DOWNSAMPLE_STRIDE if self.meta.downsample else 1
-        return {"sampling": "stride", "stride": self.data.stride or default}
-
-    @property
-    def normalization(self) -> str:
-        """The method of :mod:`src.datasets.normalization`."""
-        return self.data.normalization
+    def clip_input(self) -> ClipInput:
+        """How a run becomes a clip; robust statistics are those of the training runs."""
+        data = self.data
+        stride = data.stride or (DOWNSAMPLE_STRIDE if self.meta.downsample else 1)
+        return ClipInput(
+            crop_size=data.crop_size,
+            normalization=data.normalization,
+            stride=None if data.target_tr is not None else stride,
+            target_tr=data.target_tr,
+            short_runs=data.short_runs,
+            bad_rois=data.bad_rois,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to YAML and into checkpoints."""

@@ -3,12 +3,12 @@
 import copy
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.config import Config
+from src.datasets.clip_input import ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.gradients import load_gradients
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
@@ -22,26 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 def init_dataset(
-    config: Config, split: str, stats: dict[str, Any] | None, clips: str = "random"
+    config: Config, split: str, clip_input: ClipInput, clips: str | int = "random"
 ) -> FMRIDataset:
-    """Clips of one split as the config describes them."""
+    """Clips of one split of the config's data; ``clip_input`` is the config's, with statistics."""
     if config.data.commands and not Path(config.data.data_dir).exists():
         raise UserError(
             f"{config.data.data_dir} does not exist. Make it with: "
             f"{' && '.join(config.data.commands)}"
         )
-    return FMRIDataset(
-        config.data.data_dir,
-        split,
-        config.data.crop_size,
-        **config.sampling,
-        short_runs=config.data.short_runs,
-        normalization=config.normalization,
-        stats=stats,
-        bad_rois=config.data.bad_rois,
-        clips=clips,
-        seed=config.meta.seed,
-    )
+    return FMRIDataset(config.data.data_dir, split, clip_input, clips=clips, seed=config.meta.seed)
 
 
 def init_collator(config: Config, seed: int, rank: int = 0) -> SpatiotemporalMaskCollator:

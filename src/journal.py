@@ -67,7 +67,7 @@ def describe(
         len(dataset) * config.data.repeats,
         len(held_out),
         config.data.data_dir,
-        dataset.normalization,
+        dataset.clip_input.normalization,
     )
     _describe_time(config, dataset)
     logger.info(

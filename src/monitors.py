@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.config import Config
+from src.datasets.clip_input import ClipInput
 from src.helper import Networks, init_collator, init_dataset
 from src.models.jepa import jepa_targets
 from src.utils.ridge import RidgeSums
@@ -193,10 +193,10 @@ class FixedClips:
     the clip itself if there is one person only).
     """
 
-    def __init__(self, config: Config, split: str, stats: dict[str, Any] | None) -> None:
-        runs = init_dataset(config, split, stats, clips="center")
+    def __init__(self, config: Config, split: str, clip_input: ClipInput) -> None:
+        runs = init_dataset(config, split, clip_input, clips="center")
         per_run = math.ceil(config.logging.monitor_clips / len(runs))
-        self._dataset = init_dataset(config, split, runs.stats, clips=per_run)
+        self._dataset = init_dataset(config, split, clip_input, clips=per_run)
         self._batch_size = config.data.batch_size
         count = min(len(self._dataset), config.logging.monitor_clips)
         chosen = np.linspace(0, len(self._dataset) - 1, count).round().astype(int)

@@ -11,6 +11,7 @@ from torch import Tensor
 from src.config import Config
 from src.datasets.fingerprint import runs_fingerprint
 from src.datasets.fmri import FMRIDataset
+from src.datasets.input_profile import InputProfile
 from src.models.jepa import Networks
 from src.models.pos_embed import GRADIENTS
 from src.utils.checkpoint import (
@@ -65,7 +66,8 @@ class PretrainState:
         rng: random state of the main process; what training draws is a function of the step anyway.
         monitors: ``first`` and ``last`` measurement on held-out people.
         config: the whole configuration, in plain types.
-        normalization: ``method``, and for the robust ones ``median`` and ``iqr`` ``[R]``.
+        normalization, sampling: :meth:`src.datasets.clip_input.ClipInput.to_state`.
+        input_profile: what its clips look like, :class:`src.datasets.input_profile.InputProfile`.
         roi_labels, atlas: the ROIs in their order.
         n_clips: runs that clips are cut from.
         training_people: their sorted participant ids.
@@ -77,6 +79,8 @@ class PretrainState:
 
     config: dict[str, Any]
     normalization: dict[str, Any]
+    sampling: dict[str, Any]
+    input_profile: dict[str, Any]
     roi_labels: list[str]
     atlas: str
     n_clips: int
@@ -113,10 +117,10 @@ class PretrainState:
         if before is not None:
             names = ("epoch", "step", "loss", "lr", "monitors", "begun_from", "path")
             progress = {name: getattr(before, name) for name in names}
-        stats = {name: torch.as_tensor(value) for name, value in (dataset.stats or {}).items()}
         return cls(
             config=config.to_dict(),
-            normalization={"method": config.normalization, **stats},
+            **dataset.clip_input.to_state(),
+            input_profile=InputProfile.from_dataset(dataset).to_dict(),
             roi_labels=list(dataset.folder.roi_labels),
             atlas=dataset.folder.atlas,
             n_clips=len(dataset),

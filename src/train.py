@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -78,11 +79,13 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 
     # --------------------------------------------------------------------------------------- data
     with ranks.main_first():  # it computes the robust statistics, once for a data set
-        dataset = init_dataset(config, "train", before and before.stats)
+        dataset = init_dataset(
+            config, "train", replace(config.clip_input, stats=before and before.stats)
+        )
     if before:
         before.check_same_data(dataset)
-    held_out = monitors.FixedClips(config, config.logging.monitor_split, dataset.stats)
-    fitted_on = monitors.FixedClips(config, "train", dataset.stats)
+    held_out = monitors.FixedClips(config, config.logging.monitor_split, dataset.clip_input)
+    fitted_on = monitors.FixedClips(config, "train", dataset.clip_input)
     collator = init_collator(config, seed=config.meta.seed, rank=ranks.rank)
     sampler = MicroBatchSampler(
         len(dataset),

@@ -83,7 +83,11 @@ def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 1
     """An untrained encoder 24 wide, 2 deep, patch 4, as a checkpoint of this project."""
     config = config_from_dict(
         {
-            "data": {"data_dir": str(data), "crop_size": list(crop_size)},
+            "data": {
+                "data_dir": str(data),
+                "crop_size": list(crop_size),
+                "normalization": "zscore_roi",
+            },
             "mask": {"patch_size": 4},
             "meta": {"model_name": "vit_tiny", "embed_dim": 24, "depth": 2, "num_heads": 3}
             | {"add_w": "origin", "pred_depth": 1, "pred_emb_dim": 24, "init": "fan_in"}
@@ -101,7 +105,7 @@ def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 1
             "epoch": 1,
             "step": 1,
             "config": config.to_dict(),
-            "normalization": {"method": "zscore_roi"},
+            **config.clip_input.to_state(),
             "roi_labels": list(folder.roi_labels),
             "atlas": folder.atlas,
             "training_people": sorted(set(folder.runs["participant_id"][folder.rows("train")])),

@@ -13,6 +13,7 @@ import torch
 
 from downstream_tasks.encoders import EncoderFacts, Pretrained, freeze
 from downstream_tasks.hub import BrainJEPAHub
+from src.datasets.clip_input import ClipInput
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = ROOT / "downstream_tasks" / "brainmarks_plugin"
@@ -44,14 +45,13 @@ def checkpoint(tmp_path_factory) -> Path:
     """A small model of the published parcellation's size."""
     facts = EncoderFacts((450, 160), 16, 24, 1, 2, "mapping")
     gradients = torch.randn(450, 30)
+    stats = {"median": torch.zeros(450), "iqr": torch.ones(450)}
     pretrained = Pretrained(
         freeze(facts.build(gradients)),
         facts,
         "pretraining",
         Path("made by a test"),
-        normalization="robust",
-        stats={"median": torch.zeros(450), "iqr": torch.ones(450)},
-        sampling={"sampling": "stride", "stride": 3},
+        ClipInput((450, 160), "robust", stats, stride=3),
     )
     folder = tmp_path_factory.mktemp("model")
     BrainJEPAHub.of(pretrained).save_pretrained(folder)

@@ -23,22 +23,20 @@ def ramp(n_rois=3, frames=50):
 
 def test_steps_by_stride_and_to_a_target_tr():
     tr = np.array([2.0, 0.735, 0.8])
-    assert frame_steps(tr, "stride", stride=3).tolist() == [3, 3, 3]
-    steps = frame_steps(tr, "tr", target_tr=2.205)
+    assert frame_steps(tr, stride=3).tolist() == [3, 3, 3]
+    steps = frame_steps(tr, target_tr=2.205)
     assert steps[1] == 3  # exactly, though 2.205 / 0.735 is not in floating point
     np.testing.assert_allclose(steps[[0, 2]], [1.1025, 2.75625])
-    assert frame_steps(np.array([2.0]), "tr", target_tr=2.0).tolist() == [1]
+    assert frame_steps(np.array([2.0]), target_tr=2.0).tolist() == [1]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "stride", "stride": 0}, "stride is 0"),
-        ({"sampling": "stride", "stride": 1.5}, "stride is 1.5"),
-        ({"sampling": "tr"}, "target_tr must be seconds above 0; it is None"),
-        ({"sampling": "tr", "target_tr": -1}, "it is -1"),
-        ({"sampling": "tr", "target_tr": 1.5}, "finer than the TR of 2 s"),
-        ({"sampling": "strides"}, "Did you mean 'stride'"),
+        ({"stride": 0}, "stride is 0"),
+        ({"stride": 1.5}, "stride is 1.5"),
+        ({"target_tr": -1}, "target_tr is -1, it must be seconds above 0"),
+        ({"target_tr": 1.5}, "finer than the TR of 2 s"),
     ],
 )
 def test_impossible_sampling_is_refused(options, message):

@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from downstream_tasks.cohort import ClipGeometry, Cohort, class_label, disjoint_groups, load_cohort
+from downstream_tasks.cohort import Cohort, class_label, disjoint_groups, load_cohort
 from downstream_tasks.tasks import DataConfig
+from src.datasets.clip_input import ClipInput
 from src.datasets.folder import DataFolder
 from src.datasets.folder_writer import FolderWriter
 from src.utils.errors import UserError
 
-CLIP = ClipGeometry(frames=16, patch_size=4)
+CLIP = ClipInput((3, 16), stride=1)
+PATCH_SIZE = 4
 
 
 def write(path: Path, rows: list[dict], frames: int = 40, flat_runs: tuple[int, ...] = ()) -> Path:
@@ -34,8 +36,10 @@ def people(**columns: list) -> list[dict]:
     ]
 
 
-def load(path: Path, clip: ClipGeometry = CLIP, **config) -> Cohort:
-    return load_cohort(DataFolder(path), DataConfig(data_path=str(path), **config), clip)
+def load(path: Path, clip_input: ClipInput = CLIP, **config) -> Cohort:
+    data = DataConfig(data_path=str(path), **config)
+    clip_input = clip_input.changed(short_runs=data.short_runs, bad_rois=data.bad_rois)
+    return load_cohort(DataFolder(path), data, clip_input, PATCH_SIZE)
 
 
 def test_classes_are_numbered_in_the_order_stated(tmp_path):
@@ -96,7 +100,7 @@ def test_runs_with_bad_rois_are_excluded_or_kept(tmp_path):
 
 def test_runs_too_short_for_a_clip_are_dropped_if_asked_for(tmp_path):
     path = write(tmp_path / "d", people(age=[20, 30]), frames=40)
-    long = ClipGeometry(frames=48, patch_size=4)
+    long = ClipInput((3, 48), stride=1)
     with pytest.raises(UserError, match="no one has a value"):
         load(path, long, target="age", type="regression", short_runs="skip")
     assert len(load(path, long, target="age", type="regression", short_runs="pad").y) == 2
@@ -182,7 +186,7 @@ def test_the_scored_patch_starts_after_the_onset_at_the_same_place(tmp_path):
     assert cohort.y.tolist() == [0, 1, 0, 1]
     assert cohort.examples["unit"].nunique() == 4
     assert cohort.people.tolist() == ["s0", "s0", "s1", "s1"]
-    strided = ClipGeometry(8, 4, {"sampling": "stride", "stride": 2})
+    strided = ClipInput((3, 8), stride=2)
     cohort = load(path, strided, target="kind", unit="event", scored_patch=1)
     assert cohort.examples["start"].tolist() == [1, 11, 1, 11]  # 4 samples of 2 frames
 
@@ -205,6 +209,6 @@ def test_events_without_room_are_dropped_and_listed(tmp_path):
 
 def test_events_use_the_clip_step_of_the_target_tr(tmp_path):
     path = event_folder(tmp_path, [13.0, 23.0])
-    clip = ClipGeometry(8, 4, {"sampling": "tr", "target_tr": 3.0})
+    clip = ClipInput((3, 8), target_tr=3.0)
     cohort = load(path, clip, target="kind", unit="event", scored_patch=1)
     assert cohort.examples["start"].tolist() == [3, 8, 3, 8]  # 9 - 4 x 1.5, 14 - 6

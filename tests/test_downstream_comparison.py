@@ -9,7 +9,7 @@ from downstream_helpers import labelled_folder, make_cohort, write_checkpoint
 from downstream_tasks import baselines
 from downstream_tasks.cohort import load_cohort
 from downstream_tasks.comparison import TITLES, Representations, no_features_row
-from downstream_tasks.example_clips import clip_geometry
+from downstream_tasks.example_clips import task_clip_input
 from downstream_tasks.heads import Problem, make_target
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.splits import Split
@@ -34,7 +34,12 @@ def representations_of(files, out, **data):
         {"output_root": str(out), "data": section, "model": {"load_path": str(checkpoint)}}, "test"
     )
     pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(DataFolder(path), config.data, clip_geometry(config.data, pretrained))
+    cohort = load_cohort(
+        DataFolder(path),
+        config.data,
+        task_clip_input(config.data, pretrained),
+        pretrained.facts.patch_size,
+    )
     return Representations(config, cohort, pretrained, torch.device("cpu"))
 
 

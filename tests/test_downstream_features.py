@@ -9,10 +9,11 @@ import torch
 from downstream_helpers import labelled_folder, write_checkpoint
 
 from downstream_tasks.cohort import load_cohort
-from downstream_tasks.example_clips import ExampleClips, clip_geometry, clip_sampling
+from downstream_tasks.example_clips import ExampleClips, task_clip_input
 from downstream_tasks.features import FeatureStore, encode_clips, mean_over_clips, weights_digest
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.tasks import DataConfig
+from src.datasets.clip_input import ClipInput
 from src.datasets.folder import DataFolder
 
 CPU = torch.device("cpu")
@@ -31,7 +32,9 @@ def setting(files):
     data, checkpoint = files
     config = DataConfig(data_path=str(data), target="sex")
     pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(DataFolder(data), config, clip_geometry(config, pretrained))
+    cohort = load_cohort(
+        DataFolder(data), config, task_clip_input(config, pretrained), pretrained.facts.patch_size
+    )
     return config, pretrained, cohort
 
 
@@ -76,17 +79,24 @@ def test_clips_of_chosen_examples_and_random_starts_by_epoch(setting):
     assert len(starts) > 2
 
 
-def test_sampling_is_the_tasks_else_that_of_pretraining(setting):
+def test_the_input_is_the_tasks_else_that_of_pretraining(setting):
     config, pretrained, _ = setting
-    assert clip_sampling(config, pretrained) == {"sampling": "stride", "stride": 1}
-    fast = dataclasses.replace(pretrained, sampling={"sampling": "tr", "target_tr": 2.2})
-    assert clip_sampling(config, fast) == {"sampling": "tr", "target_tr": 2.2}
-    down = dataclasses.replace(config, downsample=True)
-    assert clip_sampling(down, fast) == {"sampling": "stride", "stride": 3}
-    every = dataclasses.replace(config, downsample=False)
-    assert clip_sampling(every, fast) == {"sampling": "stride", "stride": 1}
-    resampled = dataclasses.replace(config, target_tr=3.0)
-    assert clip_sampling(resampled, fast) == {"sampling": "tr", "target_tr": 3.0}
+    assert task_clip_input(config, pretrained).sampling == {"stride": 1}
+    fast = dataclasses.replace(pretrained, clip_input=ClipInput((12, 32), target_tr=2.2))
+    for changes, sampling in (
+        ({}, {"target_tr": 2.2}),
+        ({"downsample": True}, {"stride": 3}),
+        ({"downsample": False}, {"stride": 1}),
+        ({"downsample": True, "stride": 2}, {"stride": 2}),
+        ({"target_tr": 3.0}, {"target_tr": 3.0}),
+    ):
+        assert task_clip_input(dataclasses.replace(config, **changes), fast).sampling == sampling
+    # What neither says: the paper's z-score per clip, and every frame.
+    unknown = dataclasses.replace(pretrained, clip_input=ClipInput((12, 32)))
+    config = dataclasses.replace(config, normalization="checkpoint", short_runs="pad")
+    completed = task_clip_input(config, unknown)
+    assert (completed.normalization, completed.sampling) == ("zscore_sample", {"stride": 1})
+    assert completed.short_runs == "pad"
 
 
 def test_events_have_one_clip_at_their_start(files, tmp_path):
@@ -99,7 +109,9 @@ def test_events_have_one_clip_at_their_start(files, tmp_path):
         data_path=str(data), target="kind", unit="event", scored_patch=1, normalization="none"
     )
     pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(DataFolder(data), config, clip_geometry(config, pretrained))
+    cohort = load_cohort(
+        DataFolder(data), config, task_clip_input(config, pretrained), pretrained.facts.patch_size
+    )
     clips = ExampleClips(cohort, config, pretrained, clips=5)
     assert len(clips) == 2
     # (15 + 5) s / 2 s = frame 10, one patch of 4 frames into the clip.
@@ -166,7 +178,9 @@ def test_features_of_rewritten_data_are_not_found_again(files, tmp_path, monkeyp
     data = labelled_folder(tmp_path / "data", people=4)
     config = DataConfig(data_path=str(data), target="sex")
     pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(DataFolder(data), config, clip_geometry(config, pretrained))
+    cohort = load_cohort(
+        DataFolder(data), config, task_clip_input(config, pretrained), pretrained.facts.patch_size
+    )
     encode(pretrained, ExampleClips(cohort, config, pretrained), tmp_path / "f")
     series = np.load(data / "timeseries.npy")
     np.save(data / "timeseries.npy", series * 2)
@@ -183,7 +197,12 @@ def test_features_of_an_edited_table_are_not_found_again(files, tmp_path, column
     pretrained = load_pretrained(checkpoint)
 
     def identity():
-        cohort = load_cohort(DataFolder(data), config, clip_geometry(config, pretrained))
+        cohort = load_cohort(
+            DataFolder(data),
+            config,
+            task_clip_input(config, pretrained),
+            pretrained.facts.patch_size,
+        )
         return ExampleClips(cohort, config, pretrained).identity()
 
     before = identity()

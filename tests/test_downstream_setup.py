@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from downstream_helpers import labelled_folder, write_checkpoint
@@ -14,6 +15,10 @@ from downstream_tasks.hub import BrainJEPAHub
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.setup import describe_checkpoint, load_model, prepare
 from downstream_tasks.tasks import DownstreamConfig, task_from_dict
+from src.datasets.clip_input import ClipInput
+from src.datasets.fmri import FMRIDataset
+from src.datasets.folder import DataFolder
+from src.datasets.input_profile import InputProfile
 from src.utils.errors import UserError
 from src.utils.person_ids import hash_ids
 
@@ -121,7 +126,33 @@ def test_another_input_than_in_pretraining_is_said(make_config, caplog):
     (record,) = caplog.records
     text = record.getMessage()
     assert "data.normalization is none, the checkpoint's is zscore_roi" in text
-    assert "'stride': 3}, the checkpoint's is {'sampling': 'stride', 'stride': 1}" in text
+    assert "{'stride': 3}, the checkpoint's is {'stride': 1}" in text
+
+
+def test_clips_unlike_those_of_training_are_said(make_config, files, tmp_path, caplog):
+    """Pretraining on this folder, evaluation on one with offsets of every person (method 7)."""
+    data, checkpoint = files
+    state = torch.load(checkpoint, weights_only=True)
+    clips = FMRIDataset(data, "train", ClipInput((12, 16), "none", stride=1))
+    state["normalization"] = {"method": "none"}
+    state["input_profile"] = InputProfile.from_dataset(clips).to_dict()
+    torch.save(state, tmp_path / "profiled.pth.tar")
+    other = shutil.copytree(data, tmp_path / "other")
+    series = np.load(other / "timeseries.npy")
+    folder = DataFolder(other)
+    for row, person in enumerate(folder.runs["participant_id"]):
+        start = folder.offsets[row]
+        series[start : start + 12 * folder.frames[row]] += 100 * int(person[1:])
+    np.save(other / "timeseries.npy", series)
+
+    model = {"load_path": str(tmp_path / "profiled.pth.tar")}
+    prepare(make_config(model=model))
+    assert "unlike" not in caplog.text
+    prepare(make_config(model=model, data={"data_path": str(other)}))
+    assert f"clips of {other} are unlike those that {model['load_path']} was trained on" in (
+        caplog.text
+    )
+    assert "offsets between runs are 100 % of an ROI's variance" in caplog.text
 
 
 def test_a_metric_of_two_classes_with_three_in_the_data(make_config, tmp_path, files):

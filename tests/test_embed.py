@@ -37,9 +37,7 @@ def tokens(run) -> torch.Tensor:
     """Two clips of every run, as the checkpoint expects them: ``[24, N, D]``."""
     data, folder = run
     pretrained = load_pretrained(folder)
-    dataset = FMRIDataset(
-        data, ("train", "valid", "test"), (ROIS, FRAMES), stats=pretrained.stats, clips=2
-    )
+    dataset = FMRIDataset(data, ("train", "valid", "test"), pretrained.clip_input, clips=2)
     clips = torch.stack([dataset[i]["fmri"] for i in range(len(dataset))])
     with torch.no_grad():
         return pretrained.encoder(clips)
@@ -143,11 +141,8 @@ def test_a_release_checkpoint_does_not_say_its_input(tmp_path):
     path, _, flags = reference("tiny_mapping", tmp_path)
     pretrained = load_pretrained(path, **flags)
     with pytest.raises(UserError, match="--normalization and --stride or --target_tr"):
-        embed.input_options(pretrained)
-    options = embed.input_options(pretrained, "zscore_sample", target_tr=2.0)
-    assert options == {
-        "normalization": "zscore_sample",
-        "stats": None,
-        "sampling": "tr",
-        "target_tr": 2.0,
-    }
+        embed.check_known(pretrained.clip_input, path)
+    half = pretrained.clip_input.changed(normalization="zscore_sample")
+    with pytest.raises(UserError, match=r"Give --stride or --target_tr \("):
+        embed.check_known(half, path)
+    embed.check_known(half.changed(target_tr=2.0), path)

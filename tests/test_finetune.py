@@ -106,7 +106,7 @@ def test_stored_checkpoint_is_self_contained(trained):
     pretrained = load_pretrained(config.model.load_path)
     assert torch.equal(stored.training_people, pretrained.training_people)
     assert stored.kind == "fine_tuned"
-    assert stored.normalization == "none"
+    assert stored.clip_input.normalization == "none"
     assert stored.task["classes"] == ["a", "b"]
     assert len(stored.split["train"]) == 24
     assert stored.gradients is not None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from src.datasets.clip_input import ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder, FolderWriter
 from src.utils.errors import UserError
@@ -14,9 +15,13 @@ from src.utils.errors import UserError
 CROP = (12, 32)
 
 
-def clips_of(data_dir, split, crop_size=CROP, **options):
-    """The data set; robust_frames unless another method is asked for."""
-    return FMRIDataset(data_dir, split, crop_size, **{"normalization": "robust_frames"} | options)
+def clips_of(data_dir, split, crop_size=CROP, clips="random", seed=0, **options):
+    """The data set; robust_frames and every frame unless asked for otherwise."""
+    defaults = {"normalization": "robust_frames"}
+    if "target_tr" not in options:
+        defaults["stride"] = 1
+    clip_input = ClipInput(crop_size, **defaults | options)
+    return FMRIDataset(data_dir, split, clip_input, clips=clips, seed=seed)
 
 
 def reference(path, row, start, step=1, crop=CROP):
@@ -85,7 +90,7 @@ def test_runs_of_different_tr_are_brought_to_one(tmp_path):
     with FolderWriter(tmp_path / "x", roi_labels=["a", "b"], atlas="x", provenance={}) as writer:
         for tr, t in seconds.items():
             writer.add_run(np.stack([t, 3 * t]), participant_id=f"tr{tr}", tr=tr)
-    options = {"sampling": "tr", "target_tr": 2.0, "normalization": "none", "clips": "center"}
+    options = {"target_tr": 2.0, "normalization": "none", "clips": "center"}
     dataset = clips_of(tmp_path / "x", "train", (2, 16), **options)
     for item in dataset:
         a, b = item["fmri"][0]
@@ -99,7 +104,7 @@ def test_runs_of_different_tr_are_brought_to_one(tmp_path):
 def test_other_normalisations(make_folder, method):
     dataset = clips_of(make_folder(), "train", CROP, normalization=method)
     clip = dataset[0]["fmri"][0]
-    assert dataset.stats is None
+    assert dataset.clip_input.stats is None
     if method == "none":
         assert clip.mean() > 400
     else:
@@ -224,7 +229,10 @@ def test_items_are_copies_and_end_where_the_data_set_ends(make_folder):
         ({"bad_rois": "drop"}, "one of exclude, zero"),
         ({"clips": 0}, "random, center or a number above 0"),
         ({"clips": "centre"}, "random, center or a number above 0"),
-        ({"sampling": "frames"}, "sampling is 'frames'"),
+        ({"target_tr": -1.0}, "target_tr is -1"),
+        ({"stride": 0}, "stride is 0"),
+        ({"stride": None}, "how runs are resampled is not known"),
+        ({"normalization": None}, "how clips are normalised is not known"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(make_folder, changed, message):

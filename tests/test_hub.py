@@ -13,10 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from downstream_tasks import export
-from downstream_tasks.encoders import EncoderFacts
 from downstream_tasks.hub import BrainJEPAHub
 from downstream_tasks.models_vit import fine_tuned_model
-from downstream_tasks.preparation import ClipPreparation
 from downstream_tasks.pretrained import load_pretrained
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
@@ -56,9 +54,14 @@ def test_round_trip(run, exported):
     assert torch.equal(before.encoder(x), after.encoder(x))
     assert torch.equal(BrainJEPAHub.from_pretrained(exported)(x), before.encoder(x))
     assert torch.equal(before.gradients, after.gradients)
-    assert all(torch.equal(before.stats[name], after.stats[name]) for name in ("median", "iqr"))
-    for name in ("facts", "roi_labels", "atlas", "normalization", "sampling"):
+    assert all(
+        torch.equal(before.clip_input.stats[name], after.clip_input.stats[name])
+        for name in ("median", "iqr")
+    )
+    for name in ("facts", "roi_labels", "atlas", "input_profile"):
         assert getattr(before, name) == getattr(after, name), name
+    for name in ("crop_size", "normalization", "sampling"):
+        assert getattr(before.clip_input, name) == getattr(after.clip_input, name), name
 
 
 def test_round_trip_of_a_fine_tuned_model(tmp_path):
@@ -111,48 +114,10 @@ def test_export_program(run, tmp_path):
 def test_prepares_as_the_data_set_does(run, exported, normalization):
     data = run[0]
     model = BrainJEPAHub.from_pretrained(exported)
-    dataset = FMRIDataset(
-        data,
-        "test",
-        (ROIS, FRAMES),
-        clips="center",
-        normalization=normalization,
-        stats=model.stats if normalization == "robust_frames" else None,
-    )
+    clip_input = load_pretrained(run[1]).clip_input.changed(normalization=normalization)
+    dataset = FMRIDataset(data, "test", clip_input, clips="center")
     folder = DataFolder(data)
     row = int(dataset.rows[0])
     series, tr = torch.from_numpy(folder.series(row).copy()), float(folder.runs["tr"][row])
     clip = model.prepare(series, tr, normalization=normalization)
     torch.testing.assert_close(clip, dataset[0]["fmri"])
-
-
-def test_resamples_pads_and_zeroes():
-    facts = EncoderFacts((3, 32), 16, 24, 1, 2, "origin")
-    prepare = ClipPreparation(facts.crop_size, target_tr=2.0, normalization="none")
-    ramp = torch.arange(100.0).expand(3, 100).clone()
-    ramp[1] = 7.0
-    clip = prepare(ramp, 0.8)
-    steps = clip[0, 0].diff()
-    torch.testing.assert_close(steps, torch.full((31,), 2.5))
-    assert not clip[0, 1].any()  # a constant ROI counts for nothing
-    assert not prepare(ramp[:, :40], 0.8)[0, :, 16:].any()  # 16 samples of 2.5 frames, then zeros
-    slow = prepare(ramp, 3.0)
-    torch.testing.assert_close(slow[0, 0].diff(), torch.ones(31))  # slower than asked: as it is
-    ramp[2, 5] = torch.nan
-    assert not prepare(ramp, 2.0)[0, 2].any()
-
-
-@pytest.mark.parametrize(
-    ("series", "tr", "said"),
-    [(torch.zeros(4, 50), 2.0, r"\[3, frames\]"), (torch.zeros(3, 50), 0.0, "TR is 0")],
-)
-def test_series_that_cannot_be_prepared(series, tr, said):
-    with pytest.raises(UserError, match=said):
-        ClipPreparation((3, 32))(series, tr)
-
-
-def test_robust_without_statistics():
-    with pytest.raises(UserError, match="median and IQR"):
-        ClipPreparation((3, 32), normalization="robust")
-    with pytest.raises(UserError, match="Did you mean 'robust'"):
-        ClipPreparation((3, 32), normalization="robus")

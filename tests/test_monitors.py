@@ -290,13 +290,15 @@ def test_neighbours_are_different_people(people):
 
 def test_clips_are_fixed_spread_and_kept_apart_by_person(data, tmp_path):
     config = tiny_config(data, tmp_path, "logging.monitor_clips=12")
-    clips = monitors.FixedClips(config, "train", None)
+    clips = monitors.FixedClips(config, "train", config.clip_input)
     assert len(clips) == 12
     shown, people = (torch.cat(parts) for parts in zip(*clips, strict=True))
     assert shown.shape == (12, 1, ROIS, FRAMES)
     assert len(people.unique()) == 8  # all of the training people
     assert (people != people.roll(1)).all()
-    assert torch.equal(next(iter(monitors.FixedClips(config, "train", None)))[0], shown[:2])
+    assert torch.equal(
+        next(iter(monitors.FixedClips(config, "train", config.clip_input)))[0], shown[:2]
+    )
 
 
 @pytest.mark.parametrize(

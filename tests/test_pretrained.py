@@ -28,9 +28,9 @@ def test_our_checkpoint_needs_no_flags(run):
     assert facts.crop_size == (ROIS, FRAMES)
     assert (facts.patch_size, facts.embed_dim, facts.depth, facts.num_heads) == (16, 24, 2, 2)
     assert pretrained.gradients.shape == (ROIS, COMPONENTS)
-    assert pretrained.normalization == "robust_frames"
-    assert set(pretrained.stats) == {"median", "iqr"}
-    assert pretrained.sampling == {"sampling": "stride", "stride": 1}
+    assert pretrained.clip_input.normalization == "robust_frames"
+    assert set(pretrained.clip_input.stats) == {"median", "iqr"}
+    assert pretrained.clip_input.sampling == {"stride": 1}
     assert pretrained.roi_labels == DataFolder(data).roi_labels
     assert not pretrained.encoder.training
     assert not any(p.requires_grad for p in pretrained.encoder.parameters())
@@ -60,7 +60,8 @@ def test_release_checkpoint(name, which, tmp_path):
     path, arrays, flags = reference(name, tmp_path)
     pretrained = load_pretrained(path, which=which, **flags)
     assert pretrained.kind == "release"
-    assert pretrained.normalization is pretrained.sampling is pretrained.roi_labels is None
+    assert pretrained.roi_labels is pretrained.input_profile is None
+    assert pretrained.clip_input.normalization is pretrained.clip_input.sampling is None
     assert pretrained.facts.crop_size == (int(arrays["config"][0]), 160)
     x = torch.from_numpy(arrays["x"])
     output = pretrained.encoder(x)

@@ -170,7 +170,7 @@ def test_main_takes_the_file_as_it_is(release, runs, tmp_path):
 def test_every_key_keeps_its_value(release):
     config = load_config(release)
     assert (config.optimization.final_lr, config.optimization.ema) == (1e-6, (0.996, 1.0))
-    assert config.sampling == {"sampling": "stride", "stride": 3}
+    assert config.clip_input.sampling == {"stride": 3}
     assert config.grid == (450, 10)
     assert config.encoder_size == {"embed_dim": 768, "depth": 12, "num_heads": 12}
     resolved = config.to_dict()

@@ -18,7 +18,7 @@ import pytest
 from pretraining_helpers import tiny_config, train_here
 
 from downstream_tasks.tasks import TASK_FOLDER, load_task
-from src.config import DOWNSAMPLE_STRIDE
+from src.datasets.clip_input import DOWNSAMPLE_STRIDE
 from src.datasets.clips import frames_needed
 from src.datasets.synthetic import write_synthetic
 
@@ -129,7 +129,7 @@ def test_script_runs_as_is(rehearsal, name):
     assert results["cohort"]["dropped"] == {}
     multiband = cohort_of(name[3:]) in ("hca", "ukb")
     stride = DOWNSAMPLE_STRIDE if multiband else 1
-    assert results["checkpoint"]["sampling"] == {"sampling": "stride", "stride": stride}
+    assert results["checkpoint"]["sampling"] == {"stride": stride}
     assert results["published"]
 
 

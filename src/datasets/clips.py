@@ -9,39 +9,31 @@ first frame is read, so a run of (T - 1) * step + 1 frames is long enough.
 import numpy as np
 import torch
 
-from src.utils.errors import UserError, nearest
-
-SAMPLINGS = ("stride", "tr")
+from src.utils.errors import UserError
 
 _WHOLE_TOLERANCE = 1e-4  # of a frame per step: 0.016 frames of drift over 160 samples
 _MASK64 = (1 << 64) - 1
 
 
-def frame_steps(
-    tr: np.ndarray, sampling: str, *, stride: int = 1, target_tr: float | None = None
-) -> np.ndarray:
+def frame_steps(tr: np.ndarray, *, stride: int = 1, target_tr: float | None = None) -> np.ndarray:
     """Return frames per sample for each run, float64 [n]; whole numbers wherever they are meant.
 
     Args:
         tr: repetition time of each run in seconds, [n].
-        sampling: "stride" (take every `stride`-th frame) or "tr" (one sample per `target_tr`
-            seconds).
+        stride: take every so many frames.
+        target_tr: take one sample per so many seconds instead.
 
     Raises:
-        UserError: on an unknown sampling, a stride that is not a positive integer, or a target TR
-            that is missing, not positive or finer than a run's own.
+        UserError: on a stride that is not a positive integer, or a target TR that is not positive
+            or finer than a run's own.
     """
     tr = np.asarray(tr, dtype=np.float64)
-    if sampling == "stride":
+    if target_tr is None:
         if isinstance(stride, bool) or int(stride) != stride or stride < 1:
             raise UserError(f"stride is {stride}, it must be an integer of at least 1.")
         return np.full(tr.shape, float(stride))
-    if sampling != "tr":
-        raise UserError(
-            f"sampling is '{sampling}', it must be stride or tr.{nearest(sampling, SAMPLINGS)}"
-        )
-    if target_tr is None or not target_tr > 0:
-        raise UserError(f"sampling is tr, so target_tr must be seconds above 0; it is {target_tr}.")
+    if not target_tr > 0:
+        raise UserError(f"target_tr is {target_tr}, it must be seconds above 0.")
     steps = target_tr / tr
     whole = np.abs(steps - np.round(steps)) < _WHOLE_TOLERANCE
     steps[whole] = np.round(steps[whole])

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from src.datasets import normalization as norm
+from src.datasets.clip_input import ClipInput
 from src.datasets.clips import (
     even_starts,
-    frame_steps,
     frames_needed,
     random_start,
     samples_available,
     take_clip,
 )
 from src.datasets.folder import DataFolder
-from src.datasets.statistics import check_statistics, stored_statistics
-from src.utils.errors import UserError, nearest
-
-SHORT_RUNS = ("error", "pad", "skip")
-BAD_ROIS = ("exclude", "zero")
+from src.datasets.normalization import ROBUST_METHODS
+from src.datasets.statistics import stored_statistics
+from src.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +38,8 @@ class FMRIDataset(Dataset):
     Args:
         data_dir: a data-set folder (data/README.md).
         split: train, valid, test, several of them, or an integer array of rows.
-        crop_size: (R, T), ROIs and samples of a clip.
-        sampling: "stride" (every `stride`-th frame) or "tr" (one sample per `target_tr` seconds,
-            interpolated where that falls between frames).
-        short_runs: what happens to runs with fewer frames than a clip needs: "error", "pad" (zeros
-            after the last sample, added after normalisation) or "skip" (left out, with a warning).
-        normalization: a method of :mod:`src.datasets.normalization`.
-        stats: `median` and `iqr` [R] for the robust methods, such as a checkpoint holds; by default
-            those of the folder's training runs that `bad_rois` and `short_runs` do not leave out.
-        bad_rois: "exclude" (leave out runs that have a constant or non-finite ROI, with a warning)
-            or "zero" (keep them; the ROI is 0 after normalisation).
+        clip_input: how a run becomes a clip. Robust statistics that it does not hold are those of
+            the folder's training runs that it does not leave out.
         clips: "random", "center", or a number k of clips spread evenly over each run; item
             `i * k + j` is then clip j of the i-th run.
         seed: of the random starts.
@@ -62,39 +52,27 @@ class FMRIDataset(Dataset):
         self,
         data_dir: str | Path,
         split: str | Sequence[str] | np.ndarray,
-        crop_size: Sequence[int],
+        clip_input: ClipInput,
         *,
-        sampling: str = "stride",
-        stride: int = 1,
-        target_tr: float | None = None,
-        short_runs: str = "error",
-        normalization: str = "robust",
-        stats: Mapping[str, Any] | None = None,
-        bad_rois: str = "exclude",
         clips: str | int = "random",
         seed: int = 0,
     ) -> None:
-        _check_option("short_runs", short_runs, SHORT_RUNS)
-        _check_option("normalization", normalization, norm.METHODS)
-        _check_option("bad_rois", bad_rois, BAD_ROIS)
         if clips not in ("random", "center") and (type(clips) is not int or clips < 1):
             raise UserError(f"clips is {clips!r}, it must be random, center or a number above 0.")
         self.folder = DataFolder(data_dir)
-        self.n_rois, self.num_frames = map(int, crop_size)
+        self.n_rois, self.num_frames = clip_input.crop_size
         if self.n_rois != self.folder.n_rois:
             raise UserError(
                 f"crop_size asks for {self.n_rois} ROIs, {self.folder.path} has "
                 f"{self.folder.n_rois} ({self.folder.atlas}); they must be equal."
             )
-        self.normalization = normalization
         self.seed = int(seed)
         self.clips_per_run = clips if isinstance(clips, int) else 1
         self._random = clips == "random"
 
-        rows = self._choose_rows(split, bad_rois)
-        tr = self.folder.runs["tr"].to_numpy()[rows]
-        steps = frame_steps(tr, sampling, stride=stride, target_tr=target_tr)
-        rows, steps = self._treat_short_runs(rows, steps, short_runs)
+        rows = self._choose_rows(split, clip_input.bad_rois)
+        steps = clip_input.steps(self.folder.runs["tr"].to_numpy()[rows])
+        rows, steps = self._treat_short_runs(rows, steps, clip_input.short_runs)
         self.rows = rows
         self._steps = steps
         self._frames, self._offsets = self.folder.frames[rows], self.folder.offsets[rows]
@@ -104,16 +82,10 @@ class FMRIDataset(Dataset):
         self._n_samples = np.minimum(samples_available(self._frames, steps), self.num_frames)
         self._has_bad = np.array([self.folder.bad_roi_mask(row).any() for row in rows], dtype=bool)
 
-        self.stats: dict[str, np.ndarray] | None = None
-        if normalization in norm.ROBUST_METHODS:
-            where = str(self.folder.path) if stats is None else "the statistics given"
-            if stats is None:
-                # A run is used or left out whole, so what a run that is left out holds is in none.
-                train = self.folder.rows("train", "exclude" if bad_rois == "exclude" else "keep")
-                stats = stored_statistics(self.folder, normalization, train)
-            self.stats = check_statistics(stats, self.n_rois, where)
-            self._median = torch.from_numpy(self.stats["median"])[:, None]
-            self._inverse_iqr = torch.from_numpy(1 / self.stats["iqr"])[:, None]
+        if clip_input.normalization in ROBUST_METHODS and clip_input.stats is None:
+            clip_input = replace(clip_input, stats=self._training_statistics(clip_input))
+        self.clip_input = clip_input
+        self._normalize = clip_input.normalize
         self._map()
 
     # --- which runs -----------------------------------------------------------------------------
@@ -180,6 +152,15 @@ class FMRIDataset(Dataset):
         logger.warning("%s (short_runs: %s)", summary, short_runs)
         return (rows[~short], steps[~short]) if short_runs == "skip" else (rows, steps)
 
+    def _training_statistics(self, clip_input: ClipInput) -> dict[str, np.ndarray]:
+        """Robust statistics of the training runs that ``clip_input`` does not leave out."""
+        bad_rois = "exclude" if clip_input.bad_rois == "exclude" else "keep"
+        rows = self.folder.rows("train", bad_rois)
+        if clip_input.short_runs == "skip":
+            tr = self.folder.runs["tr"].to_numpy()[rows]
+            rows = rows[self.folder.frames[rows] >= clip_input.frames_needed(tr)]
+        return stored_statistics(self.folder, clip_input.normalization, rows)
+
     # --- items ----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -209,6 +190,10 @@ class FMRIDataset(Dataset):
             start = even_starts(n_starts, self.clips_per_run).item(clip)
         return {"fmri": self.clip(i, start), "row": row}
 
+    def center_clip(self, i: int) -> torch.Tensor:
+        """Return the normalised clip [1, R, T] in the middle of the i-th run."""
+        return self.clip(i, even_starts(self._n_starts.item(i), 1).item(0))
+
     def clip(self, i: int, start: int) -> torch.Tensor:
         """Return the normalised clip [1, R, T] of the i-th run that begins at frame `start`."""
         if not 0 <= start < self._n_starts.item(i):
@@ -225,15 +210,6 @@ class FMRIDataset(Dataset):
             values = F.pad(values, (0, self.num_frames - n_samples))
         return values
 
-    def _normalize(self, clip: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
-        if self.normalization in norm.ROBUST_METHODS:
-            return norm.robust(clip, self._median, self._inverse_iqr, bad)
-        if self.normalization == "zscore_sample":
-            return norm.zscore_sample(clip, bad)
-        if self.normalization == "zscore_roi":
-            return norm.zscore_roi(clip, bad)
-        return norm.none(clip, bad)
-
     # --- the memory map -------------------------------------------------------------------------
 
     def _map(self) -> None:
@@ -249,9 +225,3 @@ class FMRIDataset(Dataset):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._map()
-
-
-def _check_option(name: str, value: Any, options: Sequence[str]) -> None:
-    if value not in options:
-        hint = nearest(value, options) if isinstance(value, str) else ""
-        raise UserError(f"{name} is {value!r}, it must be one of {', '.join(options)}.{hint}")

@@ -11,7 +11,9 @@ that the first two need are in :mod:`src.datasets.statistics`.
 """
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -27,8 +29,21 @@ _ROUNDING = 8 * torch.finfo(torch.float32).eps  # as for constant ROIs in folder
 # a new contiguous tensor. `bad` is a bool mask [R] of ROIs that count for nothing and become 0.
 
 
+def normalizer(
+    method: Method, **stats: Any
+) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """The function of a clip and its bad ROIs for ``method``.
+
+    ``stats`` are ``median`` and ``iqr``, float32 ``[R]``, of the robust methods.
+    """
+    if method in ROBUST_METHODS:
+        median, iqr = (torch.from_numpy(stats[name])[:, None] for name in ("median", "iqr"))
+        return partial(robust, median=median, inverse_iqr=1 / iqr)
+    return {"zscore_sample": zscore_sample, "zscore_roi": zscore_roi, "none": none}[method]
+
+
 def robust(
-    clip: torch.Tensor, median: torch.Tensor, inverse_iqr: torch.Tensor, bad: torch.Tensor | None
+    clip: torch.Tensor, bad: torch.Tensor | None, median: torch.Tensor, inverse_iqr: torch.Tensor
 ) -> torch.Tensor:
     """Shift and scale each ROI by constants; `median` and `inverse_iqr` are [R, 1]."""
     # Two operations, the second in cache: they vectorise over rows, torch.addcmul here does not.

@@ -20,8 +20,8 @@ from brainmarks.models.base import Embeddings
 from brainmarks.models.registry import register_model
 from torch import Tensor, nn
 
-from downstream_tasks.preparation import ClipPreparation
 from downstream_tasks.pretrained import load_pretrained
+from src.datasets.clip_input import ClipInput
 from src.utils.errors import UserError
 
 CHECKPOINT_VARIABLE = "BRAIN_JEPA_CHECKPOINT"
@@ -41,13 +41,13 @@ class BrainJEPATransform:
     A sample's ``bold`` ``[frames, R]`` becomes the clip ``[1, R, T]``; its other keys stay.
     """
 
-    def __init__(self, prepare: ClipPreparation) -> None:
-        self.prepare = prepare
+    def __init__(self, clip_input: ClipInput) -> None:
+        self.clip_input = clip_input
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         series = sample["bold"] * sample["std"] + sample["mean"]
         # Brainmarks writes a constant ROI as zeros with SD 0; it stays constant, and becomes 0.
-        return {**sample, "bold": self.prepare(series.T, float(sample["tr"]))}
+        return {**sample, "bold": self.clip_input.clip_of_series(series.T, float(sample["tr"]))}
 
 
 class BrainJEPAWrapper(nn.Module):
@@ -95,5 +95,5 @@ def brain_jepa_checkpoint(
     if rois not in SPACES:
         known = ", ".join(f"{n} ({space})" for n, space in SPACES.items())
         raise UserError(f"{ckpt_path} has {rois} ROIs; Brainmarks has parcellations of {known}.")
-    prepare = ClipPreparation.of(pretrained, target_tr, normalization)
-    return BrainJEPATransform(prepare), BrainJEPAWrapper(pretrained.encoder, SPACES[rois])
+    clip_input = pretrained.clip_input.changed(target_tr=target_tr, normalization=normalization)
+    return BrainJEPATransform(clip_input), BrainJEPAWrapper(pretrained.encoder, SPACES[rois])
