@@ -535,17 +535,31 @@ ROWS = [
         "a file of ours holds the gradients of its network",
     ),
     (
-        "downstream_tasks/preparation.py",
-        "if tr < self.target_tr",
-        "if tr <= 0",
-        "tests/test_hub.py::test_resamples_pads_and_zeroes",
-        "method 7: multiband data is resampled",
-    ),
-    (
         "downstream_tasks/tasks.py",
         "lambda x: 0 < x <= 1)] = 0.75",
         "lambda x: 0 < x <= 1)] = 0.65",
         "tests/test_downstream_tasks.py::test_published_settings_are_the_defaults",
         "method 7: layer decay .75",
+    ),
+    (
+        "downstream_tasks/example_clips.py",
+        "stride=None if data.target_tr is not None else stride,",
+        "stride=stride,",
+        "tests/test_downstream_features.py::test_the_input_is_the_tasks_else_that_of_pretraining",
+        "a task that resamples to a TR does not stride as well",
+    ),
+    (
+        "downstream_tasks/setup.py",
+        "    pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)\n",
+        "",
+        "tests/test_downstream_setup.py::test_clips_unlike_those_of_training_are_said",
+        "method 7: an evaluation says that its clips are unlike those of training",
+    ),
+    (
+        "downstream_tasks/cohort.py",
+        'folder.rows(bad_rois="exclude" if clip_input.bad_rois == "exclude" else "keep")',
+        'folder.rows(bad_rois="keep")',
+        "tests/test_downstream_cohort.py::test_runs_with_bad_rois_are_excluded_or_kept",
+        "runs with a bad ROI are left out unless the task keeps them",
     ),
 ]

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from src.datasets.clip_input import ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder, FolderWriter
+from src.datasets.statistics import robust_statistics
 from src.utils.errors import UserError
 
 CROP = (12, 32)
@@ -133,6 +134,38 @@ def test_runs_with_bad_rois_are_left_out_and_counted(make_folder, caplog):
     assert "1 of 4 runs left out" in caplog.text
     with pytest.raises(UserError, match="all 1 have a bad ROI"):
         clips_of(dataset.folder.path, np.array([1]), CROP)
+
+
+@pytest.mark.parametrize("method", ["robust", "robust_frames"])
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [({"bad_rois": "exclude"}, 1), ({"short_runs": "skip", "bad_rois": "zero"}, 2)],
+)
+def test_runs_that_are_left_out_are_in_no_statistic(make_folder, method, options, left_out):
+    """A run with a bad ROI, or too short for a clip, whose other values are far away."""
+
+    def spoil(series, i):
+        series += 300 * np.random.default_rng(i % 5).standard_normal((len(series), 1))
+        if i == left_out == 1:
+            series[4] = 5
+        if i == left_out:
+            series[5:] += 1e6
+
+    frames = [60] * 6
+    frames[2] = 20
+    path = make_folder(frames=tuple(frames), spoil=spoil)
+    options = {"normalization": method, "short_runs": "pad"} | options
+    stats = clips_of(path, "train", **options).clip_input.stats
+    assert (stats["iqr"][5:] < 1e5).all()
+    folder = DataFolder(path)
+    used = [row for row in folder.rows("train") if row != left_out]
+    expected = robust_statistics(folder, method, np.array(used))
+    np.testing.assert_array_equal(stats["median"], expected["median"])
+    # The same file holds, beside them, those of a data set that keeps the run.
+    kept = clips_of(path, "train", **options | {"bad_rois": "zero", "short_runs": "pad"})
+    assert (kept.clip_input.stats["iqr"][5:] > stats["iqr"][5:]).all()
+    again = clips_of(path, "train", **options).clip_input.stats
+    np.testing.assert_array_equal(again["median"], expected["median"])
 
 
 @pytest.mark.parametrize("method", ["robust", "zscore_sample", "zscore_roi", "none"])

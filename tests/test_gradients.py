@@ -7,7 +7,9 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from src.config import config_from_dict
 from src.datasets import gradients as module
 from src.datasets.folder import DataFolder, FolderWriter
 from src.datasets.gradients import (
@@ -18,6 +20,7 @@ from src.datasets.gradients import (
     main,
     roi_centroids,
 )
+from src.helper import init_dataset, init_roi_features
 from src.utils.errors import UserError
 
 N_ROIS = 40
@@ -246,6 +249,26 @@ def test_who_is_compared_in_pretraining_only_and_where_the_file_says(folder, tmp
     path = compute_gradients(folder, n_components=2, split="valid")
     with pytest.raises(UserError, match="from 1 runs of 1 people; there are 5 of 4"):
         load_gradients(path, N_ROIS, training_data=folder)
+
+
+def test_pretraining_refuses_gradients_of_others(folder, tmp_path):
+    path = compute_gradients(swapped(folder, tmp_path / "other"), n_components=2)
+    values = {
+        "data": {
+            "data_dir": str(folder.path),
+            "crop_size": [N_ROIS, 32],
+            "gradient_csv_path": str(path),
+            "normalization": "zscore_roi",
+        }
+    }
+    config = config_from_dict(values, "test")
+    dataset = init_dataset(config, "train", config.clip_input.changed(bad_rois="zero"))
+    with pytest.raises(UserError, match="was not computed from the training runs"):
+        init_roi_features(config, dataset, None)
+    stored = torch.zeros(N_ROIS, 2)
+    assert init_roi_features(config, dataset, stored) is stored  # a run that goes on has its own
+    compute_gradients(folder, path, n_components=2)
+    assert init_roi_features(config, dataset, None).shape == (N_ROIS, 2)
 
 
 # --- centroids -------------------------------------------------------------------------------
