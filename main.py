@@ -60,7 +60,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str], bool, lis
 def _unknown_flag(argument: str, arguments: Sequence[str]) -> UserError:
     """Name the override that was meant, or else the flag."""
     flag, equals, value = argument.partition("=")
-    if key := nearest_key(flag.lstrip("-").replace("-", "_"), Config):
+    if key := nearest_key(flag.lstrip("-"), Config):
         after = [*arguments[arguments.index(argument) + 1 :], "-"][0]
         if not equals:
             value = "VALUE" if after.startswith("-") else after

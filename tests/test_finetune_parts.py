@@ -148,6 +148,14 @@ def test_a_finished_folder_is_not_overwritten(make_config):
     other = make_config(fine_tune={"epochs": 2, "smoothing": 0.1})
     with pytest.raises(UserError, match=r"fine_tune\.epochs is 2, was 1; fine_tune\.smoothing"):
         main_finetune.run(other, [CPU], resume=True)
+    batch = 2 * config.fine_tune.batch_size
+    larger = make_config(fine_tune={"epochs": 1, "batch_size": batch})
+    products = rf"batch_size x accumulation_steps x devices is {batch}, was {batch // 2}\."
+    with pytest.raises(UserError, match=products):
+        main_finetune.run(larger, [CPU], resume=True)
+    others = make_config(fine_tune={"epochs": 1}, split={"seed": 5})
+    with pytest.raises(UserError, match="the people of the split are others"):
+        main_finetune.run(others, [CPU], resume=True)
     people = make_config(fine_tune={"epochs": 1}, split={"seed": 5})
     with pytest.raises(UserError, match="people of the split are others"):
         main_finetune.run(people, [CPU], resume=True)

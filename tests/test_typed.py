@@ -75,12 +75,16 @@ def test_a_file_shows_only_its_differences_from_its_base(write):
     assert read_yaml(path) == {"data": {"a": None, "b": 20}, "meta": {"c": 3, "d": 4}}
 
 
-def test_a_circle_of_bases_is_said(write):
+def test_a_circle_of_bases_is_said(write, tmp_path):
     circle = r"one\.yaml: base leads in a circle: two\.yaml -> one\.yaml -> two\.yaml"
     with pytest.raises(UserError, match=circle):
         read_yaml(write(one="base: two.yaml\n", two="base: one.yaml\n"))
     with pytest.raises(UserError, match=r"circle: self\.yaml -> self\.yaml"):
         read_yaml(write(self="base: self.yaml\n"))
+
+    around = f"base: ../{tmp_path.name}/self.yaml\n"
+    with pytest.raises(UserError, match=r"circle: self\.yaml -> self\.yaml"):
+        read_yaml(write(self=around))
 
 
 def test_a_base_that_is_missing_or_no_path_is_said(write):
