@@ -2,6 +2,7 @@
 
 import atexit
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -11,6 +12,16 @@ from typing import NoReturn
 from src.utils.signals import Interrupted, handling, ignore_stop_signals, interrupt
 
 USER_ERROR_EXIT_CODE = 2
+
+# What users can do about a disk; other errors of the system are faults of the program.
+_FULL = "What was there before is untouched. Make room there, or write elsewhere, and start again."
+UNWRITABLE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: "Write elsewhere.",
+    errno.EACCES: "Change the permissions, or name another place.",
+    errno.EPERM: "Change the permissions, or name another place.",
+}
 
 
 class UserError(Exception):
@@ -33,13 +44,29 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
             code = main()
         atexit.register(ignore_stop_signals)  # it has done its work
         sys.exit(code)
-    except UserError as error:
+    except (UserError, OSError) as error:
+        mistake = as_user_error(error)
+        if mistake is None:
+            raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun: every process meets the mistake
-            report(error)
+            report(mistake)
         sys.exit(USER_ERROR_EXIT_CODE)
     except Interrupted as stop:
         print("interrupted", file=sys.stderr)
         sys.exit(stop.exit_code)
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The error itself, or what to tell the user of a disk that cannot be written; else ``None``.
+
+    The file is named by :func:`src.utils.files.naming` where the system does not.
+    """
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
+        return None
+    name = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{name}{os.strerror(error.errno)}. {UNWRITABLE[error.errno]}")
 
 
 def report(error: UserError) -> None:
