@@ -11,6 +11,7 @@ from pathlib import Path
 from downstream_tasks.hub import BrainJEPAHub
 from downstream_tasks.pretrained import add_checkpoint_arguments, load_from_arguments
 from src.utils.errors import UserError
+from src.utils.files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def run(arguments: argparse.Namespace) -> Path:
     out = Path(arguments.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: it exists and is not an empty folder.")
-    BrainJEPAHub.of(load_from_arguments(arguments)).save_pretrained(out)
+    model = BrainJEPAHub.of(load_from_arguments(arguments))
+    with naming(out):
+        model.save_pretrained(out)
     logger.info("wrote %s", out)
     return out

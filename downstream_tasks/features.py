@@ -21,7 +21,7 @@ from downstream_tasks.baselines import hold_constant, permute_in_time
 from downstream_tasks.embed import pool
 from downstream_tasks.example_clips import ExampleClips
 from src.models.vision_transformer import VisionTransformer
-from src.utils.files import replacing
+from src.utils.files import replacing, write_text
 from src.utils.loading import batches_of
 from src.utils.precision import autocast
 from src.utils.progress import progress_bar
@@ -58,7 +58,7 @@ class FeatureStore:
                 np.lib.format.write_array_header_1_0(file, header)
                 for batch in batches():
                     file.write(np.ascontiguousarray(batch, dtype=dtype).tobytes())
-            path.with_suffix(".json").write_text(text)
+            write_text(path.with_suffix(".json"), text)
         return np.load(path, mmap_mode="r")
 
 

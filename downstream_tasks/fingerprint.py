@@ -21,6 +21,7 @@ from downstream_tasks.setup import describe_checkpoint, load_model
 from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
+from src.utils.files import replacing
 from src.utils.logging import git_revision
 
 METRICS = ("identification", "forward", "backward")
@@ -80,9 +81,8 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> dict[str,
     }
     folder_out = config.output_dir
     write_results(folder_out, results, config)
-    pd.concat(predictions).to_csv(
-        folder_out / "predictions.tsv", sep="\t", index=False, na_rep="n/a"
-    )
+    with replacing(folder_out / "predictions.tsv") as file:
+        pd.concat(predictions).to_csv(file, sep="\t", index=False, na_rep="n/a")
     return results
 
 

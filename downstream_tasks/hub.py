@@ -17,12 +17,14 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from downstream_tasks.encoders import EncoderFacts, Pretrained
 from downstream_tasks.models_vit import DownstreamViT
 from src.datasets.clip_input import ClipInput
 from src.utils.errors import UserError
+from src.utils.files import replacing
 
 _ENCODER_PREFIX = "encoder."
 # Of the README.md beside the weights; what is in double braces comes from huggingface_hub.
@@ -100,6 +102,12 @@ class BrainJEPAHub(
             patch = (task or {}).get("patch")
             self.network = DownstreamViT(encoder, n_outputs, patch=patch, linear_probe=linear_probe)
         self.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights, whole or not at all; ``save_pretrained`` writes the rest."""
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        with replacing(save_directory / SAFETENSORS_SINGLE_FILE) as file:
+            file.write(save(tensors, {"format": "pt"}))
 
     @classmethod
     def of(cls, pretrained: Pretrained) -> "BrainJEPAHub":

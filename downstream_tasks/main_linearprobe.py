@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from downstream_tasks.comparison import (
     MODEL_NAME,
@@ -27,6 +27,7 @@ from downstream_tasks.report import write_report
 from downstream_tasks.setup import describe_checkpoint, prepare
 from downstream_tasks.tasks import DownstreamConfig
 from src.utils.errors import UserError
+from src.utils.files import replacing
 from src.utils.logging import setup_logging
 
 HEAD_NAMES = {"linear_probe": "LARS", "attentive_probe": "attention"}
@@ -124,7 +125,8 @@ def save_head(path: Path, result: HeadResult, about: Mapping[str, str]) -> None:
     if arrays is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        save_file(contiguous, path, {"chosen": str(result.chosen), **about})
+        with replacing(path) as file:
+            file.write(save(contiguous, {"chosen": str(result.chosen), **about}))
 
 
 def read_head(representations: Representations, problem: Problem) -> HeadResult:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from downstream_tasks.bootstrap import ScoredRun, bootstrap_metrics, interval
 from downstream_tasks.cohort import Cohort
@@ -33,8 +32,8 @@ from downstream_tasks.metrics import (
 )
 from downstream_tasks.tables import RESULTS_FILE, RESULTS_FORMAT, results_markdown
 from downstream_tasks.tasks import DownstreamConfig
-from src.utils.files import replacing
-from src.utils.logging import git_revision
+from src.utils.files import replacing, write_text
+from src.utils.logging import TensorBoard, git_revision
 
 FC_NAME = "FC"
 
@@ -72,9 +71,10 @@ def write_report(
         "rows": score_rows(cohort, problems, rows, config),
     }
     write_results(folder, results, config)
-    predictions_table(cohort, problems, rows).to_csv(
-        folder / "predictions.tsv", sep="\t", index=False, na_rep="n/a", float_format="%.6g"
-    )
+    with replacing(folder / "predictions.tsv") as file:
+        predictions_table(cohort, problems, rows).to_csv(
+            file, sep="\t", index=False, na_rep="n/a", float_format="%.6g"
+        )
     _write_history(folder, problems, rows)
     draw_results(folder / "figure.png", cohort, problems, rows)
     return results
@@ -83,11 +83,11 @@ def write_report(
 def write_results(folder: Path, results: Mapping[str, Any], config: DownstreamConfig) -> None:
     """Write ``config.yaml``, ``revision.txt``, ``results.json`` and ``results.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    (folder / "revision.txt").write_text(results["revision"] + "\n")
+    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(folder / "revision.txt", results["revision"] + "\n")
     with replacing(folder / RESULTS_FILE) as file:
         file.write(json.dumps(without_nan(results), indent=1).encode() + b"\n")
-    (folder / "results.md").write_text(results_markdown(results))
+    write_text(folder / "results.md", results_markdown(results))
 
 
 def score_rows(
@@ -236,9 +236,9 @@ def _write_history(folder: Path, problems: Sequence[Problem], rows: Sequence[Row
     ]
     if not lines:
         return
-    with (folder / "metrics.jsonl").open("w") as file:
-        file.writelines(json.dumps(without_nan(line)) + "\n" for line in lines)
-    with SummaryWriter(folder / "tensorboard") as board:
+    with replacing(folder / "metrics.jsonl") as file:
+        file.writelines(json.dumps(without_nan(line)).encode() + b"\n" for line in lines)
+    with TensorBoard(folder / "tensorboard") as board:
         for line in lines:
             prefix = f"{line['method']}/seed{line['seed']}"
             for name, value in line.items():

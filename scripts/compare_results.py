@@ -30,6 +30,7 @@ from downstream_tasks.tables import (
     mean_sd_text,
 )
 from src.utils.errors import UserError, run_main
+from src.utils.files import replacing, write_text
 
 SHOWN = {  # what a line of the printed table shows beside the main metric
     "classification": ("accuracy", "balanced_accuracy", "f1", "f1_macro", "auroc"),
@@ -148,14 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text, end="")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".md").write_text(text)
-        table.to_csv(
-            args.out.with_suffix(".tsv"),
-            sep="\t",
-            index=False,
-            na_rep="n/a",
-            quoting=csv.QUOTE_NONE,
-        )
+        write_text(args.out.with_suffix(".md"), text)
+        with replacing(args.out.with_suffix(".tsv")) as file:
+            table.to_csv(file, sep="\t", index=False, na_rep="n/a", quoting=csv.QUOTE_NONE)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from src.models.jepa import Networks
 from src.monitors import FixedClips
 from src.pretrain_state import PretrainState
 from src.utils.distributed import Ranks
+from src.utils.files import naming, write_text
 from src.utils.logging import RunLog
 from src.utils.memory import Blocks, MemoryEstimate
 from src.utils.precision import has_bfloat16
@@ -28,8 +29,9 @@ SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
 def describe_start(state: PretrainState, folder: Path) -> None:
     """Write the run's configuration and revision, and say where it goes on from."""
     text = yaml.safe_dump(state.config, sort_keys=False)
-    (folder / "params-ijepa.yaml").write_text(text)
-    with (folder / "revision.txt").open("a") as file:
+    write_text(folder / "params-ijepa.yaml", text)
+    revisions = folder / "revision.txt"
+    with naming(revisions), revisions.open("a") as file:
         file.write(f"{state.revision} from step {state.step}\n")
     if state.path is not None:
         logger.info("going on from %s, after step %d", state.path, state.step)

@@ -34,7 +34,7 @@ from src.datasets.folder_format import (
     run_order,
 )
 from src.utils.errors import UserError
-from src.utils.files import replacing
+from src.utils.files import naming, replacing
 
 _HEADER_BYTES = 128  # numpy pads the header of a 1-D array to this, whatever the length
 _ITEM_BYTES = 4
@@ -214,7 +214,8 @@ class FolderWriter:
         if self._series_file is None:
             self._open()
         self._series_file.seek(self._end)  # not where the file stands: a write may have failed
-        self._series_file.write(memoryview(values).cast("B"))
+        with naming(self._series_path):
+            self._series_file.write(memoryview(values).cast("B"))
         self._adopt(row)
         if time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
             self._commit()
@@ -222,9 +223,10 @@ class FolderWriter:
 
     def _commit(self) -> None:
         """Put the data on disk, then the lines that vouch for them."""
-        self._series_file.flush()
-        os.fsync(self._series_file.fileno())
-        with self._journal_path.open("r+b") as journal:
+        with naming(self._series_path):
+            self._series_file.flush()
+            os.fsync(self._series_file.fileno())
+        with naming(self._journal_path), self._journal_path.open("r+b") as journal:
             journal.seek(self._journal_end)  # over what an earlier attempt on a full disk left
             journal.writelines(map(_json_line, self._rows[self._committed :]))
             journal.truncate()

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from src.masks.sampler import MaskBatch
+from src.utils.figures import save_figure
 
 BLOCK_COLORS = {  # in the order in which blocks are painted over each other
     "unused": "#e9ebee",
@@ -82,7 +83,7 @@ def draw_masks(batches: Sequence[MaskBatch], grid: tuple[int, int], path: str | 
         Patch(facecolor=BLOCK_COLORS[block], label=name) for block, name in BLOCK_NAMES.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def paint_blocks(axes: Axes, codes: np.ndarray) -> None:

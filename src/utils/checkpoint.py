@@ -19,7 +19,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from src.utils.errors import UserError
+from src.utils.errors import UserError, as_user_error
 from src.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def _cannot_write(path: str | Path, error: OSError) -> UserError:
-    return UserError(
+    return as_user_error(error) or UserError(
         f"{path} cannot be written ({error.strerror}); what was there before is untouched."
     )
 

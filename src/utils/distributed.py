@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from src.utils.errors import USER_ERROR_EXIT_CODE, UserError, report
+from src.utils.errors import USER_ERROR_EXIT_CODE, UserError, as_user_error, report
 from src.utils.parent_watch import end_with_parent
 from src.utils.signals import (
     STOP_EXIT_CODES,
@@ -278,8 +278,8 @@ def _run_in_group(
         # connection that is closed.
         if store.add("failures", 1) > 1:
             raise SystemExit(1) from None
-        if isinstance(error, UserError):
-            report(error)
+        if mistake := as_user_error(error):
+            report(mistake)
             raise SystemExit(USER_ERROR_EXIT_CODE) from None
         raise
     except SystemExit:  # stopped by a signal, all ranks after the same step

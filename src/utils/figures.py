@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter, SymmetricalLogLocator
 
 from src.utils.errors import UserError
+from src.utils.files import replacing
 
 COLORS = ("#4477aa", "#44aa77", "#aa5599")
 REFERENCE = "#ee9933"
@@ -149,3 +150,9 @@ def set_range(axes: Axes, panel: Panel, values: pd.Series) -> None:
             high = max(high, LINEAR_UP_TO)
         axes.set_ylim(1.05 * low, 1.05 * high)
     axes.yaxis.set_major_formatter(ScalarFormatter())
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a picture, whole or not at all, in the format that the suffix of ``path`` says."""
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix.removeprefix("."))

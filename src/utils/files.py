@@ -41,3 +41,14 @@ def naming(path: str | Path) -> Iterator[None]:
         if error.errno is not None:
             error.filename = str(path)
         raise
+    except RuntimeError as error:
+        # ``torch.save`` hides what the file said behind a message of its own.
+        if isinstance(error.__context__, OSError) and error.__context__.errno is not None:
+            raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())

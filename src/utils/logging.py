@@ -4,13 +4,15 @@ import csv
 import io
 import logging
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from src.utils.errors import UserError
-from src.utils.files import replacing
+from src.utils.errors import UserError, as_user_error
+from src.utils.files import naming, replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
@@ -24,7 +26,7 @@ def setup_logging(folder: str | Path | None = None, main: bool = True) -> None:
     if folder is not None and main:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(Path(folder) / "log.txt"))
+            handlers.append(_LogFile(Path(folder) / "log.txt"))
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written ({error.strerror}: {error.filename}); choose another "
@@ -33,6 +35,45 @@ def setup_logging(folder: str | Path | None = None, main: bool = True) -> None:
         handlers[1].setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(level=level, handlers=handlers, force=True)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose failures end the program, where ``logging`` prints a traceback per line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        if record.levelno < logging.ERROR:  # else an error is being told, on stderr as well
+            with naming(self.baseFilename):
+                raise
+
+
+class TensorBoard(SummaryWriter):
+    """A writer whose failures reach the caller, at the latest when it is closed.
+
+    TensorBoard writes in a thread, which would show the traceback of a full disk.
+    """
+
+    def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
+        self._folder, self._hook = folder, threading.excepthook
+        threading.excepthook = self._thread_failed
+        with naming(folder):
+            super().__init__(folder, purge_step=purge_step)
+
+    def add_scalar(self, *args: Any, **options: Any) -> None:
+        """As ``SummaryWriter`` does."""
+        with naming(self._folder):
+            super().add_scalar(*args, **options)
+
+    def close(self) -> None:
+        """Write what is waiting, and close."""
+        with naming(self._folder):
+            self.flush()
+            super().close()
+        threading.excepthook = self._hook
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        if as_user_error(failure.exc_value) is None:  # else it comes again, in the next call
+            self._hook(failure)
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -96,8 +137,9 @@ class CSVLogger:
 
     def write(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append rows; columns a row does not name stay empty."""
-        self._writer.writerows(rows)
-        self._file.flush()
+        with naming(self.path):
+            self._writer.writerows(rows)
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
@@ -120,7 +162,7 @@ class RunLog:
         if not main:
             return
         self.csv = CSVLogger(Path(folder) / name, columns, resume_key, resume_at)
-        self.board = SummaryWriter(Path(folder) / "tensorboard", purge_step=resume_at or None)
+        self.board = TensorBoard(Path(folder) / "tensorboard", purge_step=resume_at or None)
 
     def rows(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Append rows to the CSV."""
