@@ -67,7 +67,7 @@ def draw_curves(
     Raises:
         UserError: if the log cannot be read or holds no loss.
     """
-    curves_figure(read_log(csv), start).savefig(path)
+    save_figure(curves_figure(read_log(csv), start), path)
 
 
 def read_log(csv: str | Path) -> pd.DataFrame:
