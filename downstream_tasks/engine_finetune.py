@@ -6,9 +6,7 @@ Everything random is a function of (seed, step, rank), so a resumed run goes on 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +33,7 @@ from src.utils.memory import Blocks, MemoryEstimate
 from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast, has_bfloat16
 from src.utils.progress import progress_bar
-from src.utils.schedulers import warmup_cosine
+from src.utils.schedulers import WarmupCosine
 from src.utils.signals import stop_requests
 
 logger = logging.getLogger(__name__)
@@ -83,7 +81,7 @@ def fine_tune(
 
     # -------------------------------------------------------------------------- optimizer, resume
     optimizer = make_optimizer(model, ft)
-    rate = LearningRate.of(ft, sampler.steps_per_epoch, effective_batch(config, ranks))
+    rate = make_schedule(ft, sampler.steps_per_epoch, effective_batch(config, ranks))
     states = StateFolder(folder, config, problem, pretrained, clips, ranks)
     progress = states.start(model, optimizer, resume)
     sampler.first_step = progress.step
@@ -121,7 +119,13 @@ def fine_tune(
             epoch_ends = step % sampler.steps_per_epoch == 0
             if not (stopping or epoch_ends):
                 continue
-            progress.losses += [row["loss"] for row in _flush(buffer, ranks, clips, problem)]
+            try:
+                rows = buffer.flush(ranks)
+            except NonFiniteLoss as error:
+                row_of_example = problem.cohort.examples["row"].to_numpy()
+                runs = clips.dataset.folder.runs.loc[row_of_example[error.rows]]
+                raise error.explained(runs, "lower --blr") from error
+            progress.losses += [row["loss"] for row in rows]
             improved = False
             if epoch_ends:
                 scores = predict(model, valid, len(problem.cohort.y), problem, precision, ranks)
@@ -169,28 +173,15 @@ def score_test(
 # --- parts of the loop ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LearningRate:
-    """Warm-up, then cosine, as a function of the optimizer step."""
-
-    peak: float
-    final: float
-    total: int
-    warmup: int
-
-    @classmethod
-    def of(cls, ft: FineTuneConfig, steps_per_epoch: int, batch: int) -> "LearningRate":
-        """``blr`` is for 256 clips per optimizer step (spec 7); ``batch`` is what there are."""
-        return cls(
-            peak=ft.blr * batch / 256,
-            final=ft.min_lr,
-            total=ft.epochs * steps_per_epoch,
-            warmup=round(ft.warmup_epochs * steps_per_epoch),
-        )
-
-    def __call__(self, step: int) -> float:
-        """Rate of update ``step``, counted from 1, of the last layer."""
-        return warmup_cosine(step, self.total, self.warmup, 0.0, self.peak, self.final)
+def make_schedule(ft: FineTuneConfig, steps_per_epoch: int, batch: int) -> WarmupCosine:
+    """Learning rate of the last layer: ``blr`` is for a ``batch`` of 256 clips (method 7)."""
+    return WarmupCosine(
+        total=ft.epochs * steps_per_epoch,
+        warmup=round(ft.warmup_epochs * steps_per_epoch),
+        start=0.0,
+        peak=ft.blr * batch / 256,
+        final=ft.min_lr,
+    )
 
 
 def describe_memory(model: DownstreamViT, ft: FineTuneConfig, ranks: Ranks) -> None:
@@ -372,18 +363,3 @@ def validate(scores: np.ndarray, problem: Problem) -> tuple[float, float]:
     else:
         loss = float(np.square(scores[valid] - y).mean())
     return validation_score(scores[valid], valid, problem), loss
-
-
-def _flush(
-    buffer: StepBuffer, ranks: Ranks, clips: ExampleClips, problem: Problem
-) -> list[dict[str, Any]]:
-    """The losses since the last time; one that is not finite ends the run, naming the runs."""
-    try:
-        return buffer.flush(ranks)
-    except NonFiniteLoss as error:
-        rows = problem.cohort.examples["row"].to_numpy()[sorted(set(error.rows))]
-        runs = clips.dataset.folder.runs.loc[rows, ["participant_id", "session", "run"]]
-        names = sorted({"/".join(key) for key in runs.itertuples(index=False)})
-        raise UserError(
-            f"{error}. Runs: {', '.join(names)}. Look at these runs, or lower --blr."
-        ) from error

@@ -23,7 +23,7 @@ from torch import nn
 from downstream_tasks.encoders import Pretrained
 from downstream_tasks.example_clips import ExampleClips
 from downstream_tasks.heads import Problem
-from downstream_tasks.metrics import LOWER_IS_BETTER
+from downstream_tasks.metrics import selection_key
 from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.input_profile import InputProfile
 from src.utils.checkpoint import load_checkpoint, load_network, require_keys, save_checkpoint
@@ -81,10 +81,7 @@ class Progress:
     best_loss: float = math.nan
 
     def end_epoch(self, score: float, loss: float, lr: float, metric: str) -> bool:
-        """Record an epoch's validation; return whether it is the best so far.
-
-        Small validation sets tie often: the loss decides then, and after it the earlier epoch.
-        """
+        """Record an epoch's validation; return whether it is better than all before."""
         epoch = len(self.history) + 1
         train_loss = math.fsum(self.losses) / len(self.losses)
         self.losses = []
@@ -97,9 +94,10 @@ class Progress:
                 "lr": lr,
             }
         )
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        best = (sign * self.best_score, -self.best_loss) if self.best_epoch else (-math.inf,)
-        improved = math.isfinite(loss) and (sign * score, -loss) > best
+        best = (-math.inf, -math.inf)
+        if self.best_epoch:
+            best = selection_key(metric, self.best_score, self.best_loss)
+        improved = selection_key(metric, score, loss) > best
         if improved:
             self.best_epoch, self.best_score, self.best_loss = epoch, score, loss
         return improved

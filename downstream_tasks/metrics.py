@@ -33,6 +33,16 @@ def metric_names(task_type: str, n_classes: int = 2) -> tuple[str, ...]:
     return tuple(m for m in CLASSIFICATION_METRICS if m != "f1" or n_classes == 2)
 
 
+def selection_key(metric: str, score: float, loss: float) -> tuple[float, float]:
+    """Return what is largest for the best on validation: by its score, and by its loss in a tie.
+
+    Small validation sets tie often. What diverged (a loss that is not finite) is never the best.
+    """
+    if not np.isfinite(loss):
+        return (-np.inf, -np.inf)
+    return (-score if metric in LOWER_IS_BETTER else score, -loss)
+
+
 def classification_metrics(y: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Metrics of class probabilities ``[n, C]`` against class numbers ``y`` ``[n]``.
 

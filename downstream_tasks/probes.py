@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from downstream_tasks.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.heads import HeadResult, LinearMap, Problem, class_weights
-from downstream_tasks.metrics import LOWER_IS_BETTER
+from downstream_tasks.metrics import LOWER_IS_BETTER, selection_key
 from downstream_tasks.tasks import AttentiveProbeConfig, LinearProbeConfig
 from src.utils.progress import progress_bar
-from src.utils.schedulers import warmup_cosine
+from src.utils.schedulers import WarmupCosine
 
 _LARS_MOMENTUM = 0.9  # spec 7
 _LARS_TRUST, _LARS_EPS = 1e-3, 1e-8  # timm's defaults, which are those of MAE's probe
@@ -244,7 +244,8 @@ def _train_grid(
         weights = torch.as_tensor(weights, dtype=torch.float32)
     batch = min(config.batch_size, len(train))
     per_epoch = len(train) // batch  # without the tail: batch norm needs two examples
-    total, warmup = config.epochs * per_epoch, round(config.warmup_epochs * per_epoch)
+    warmup = round(config.warmup_epochs * per_epoch)
+    factor = WarmupCosine(config.epochs * per_epoch, warmup, start=0.0, peak=1.0, final=0.0)
     rng = np.random.default_rng(problem.seed)
     best_key, best_head, best = (-np.inf, -np.inf), model.head(0), (0, 0)
     curves: list[list[dict[str, float]]] = [[] for _ in settings]
@@ -258,7 +259,7 @@ def _train_grid(
             losses = _losses(outputs, y[items].to(outputs.device), weights, config.smoothing)
             model.zero_grad()
             losses.sum().backward()  # heads share nothing, so each gets its own gradient
-            update(warmup_cosine(epoch * per_epoch + i + 1, total, warmup, 0.0, 1.0, 0.0))
+            update(factor(epoch * per_epoch + i + 1))
             train_loss += losses.detach().cpu().numpy() / per_epoch
         outputs = _in_batches(model, read, valid, max(batch, config.batch_size))
         valid_loss = _losses(torch.from_numpy(outputs), y[valid], None, 0.0).numpy()
@@ -274,9 +275,7 @@ def _train_grid(
                     f"valid_{metric}": value,
                 }
             )
-            # Small validation sets tie often: the loss decides then. One that diverged never wins.
-            key = (-value if metric in LOWER_IS_BETTER else value, -loss)
-            if np.isfinite(loss) and key > best_key:
+            if (key := selection_key(metric, value, loss)) > best_key:
                 best_key, best_head, best = key, model.head(k), (k, epoch + 1)
     return best_head, settings[best[0]] | {"epoch": best[1]}, curves[best[0]]
 

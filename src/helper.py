@@ -16,7 +16,7 @@ from src.models.jepa import Networks
 from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
 from src.utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from src.utils.errors import UserError
-from src.utils.schedulers import Schedule
+from src.utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
 
 logger = logging.getLogger(__name__)
 
@@ -143,15 +143,11 @@ def init_opt(
         fused=True,
     )
     opt = config.optimization
-    steps = steps_per_epoch * opt.ipe_scale
+    total = max(1, round(opt.epochs * steps_per_epoch * opt.ipe_scale))
+    warmup = round(opt.warmup * steps_per_epoch)  # not stretched, as in the release (method 8.13)
     schedule = Schedule(
-        total=max(1, round(opt.epochs * steps)),
-        warmup=round(opt.warmup * steps),
-        start_lr=opt.start_lr,
-        peak_lr=opt.lr,
-        final_lr=opt.final_lr,
-        first_weight_decay=opt.weight_decay,
-        final_weight_decay=opt.final_weight_decay,
-        ema=opt.ema,
+        WarmupCosine(total, warmup, opt.start_lr, opt.lr, opt.final_lr),
+        Cosine(total, opt.weight_decay, opt.final_weight_decay),
+        Linear(total, *opt.ema),
     )
     return optimizer, schedule

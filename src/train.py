@@ -14,7 +14,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from src import monitors
 from src.config import Config
-from src.datasets.fmri import FMRIDataset
 from src.datasets.sampler import MicroBatchSampler, NumberedSamples
 from src.helper import (
     init_collator,
@@ -30,7 +29,6 @@ from src.models.jepa import Networks
 from src.pretrain_state import PretrainState, state_to_go_on_from
 from src.utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
 from src.utils.distributed import Ranks
-from src.utils.errors import UserError
 from src.utils.figures import draw_curves
 from src.utils.loading import batches_of
 from src.utils.logging import RunLog, git_revision, setup_logging
@@ -59,9 +57,6 @@ CSV_COLUMNS = (
 )
 
 
-MOST_NAMES = 10  # of samples in one message
-
-
 def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     """Pretrain as ``config`` says, in this process of ``ranks``; write ``config.logging.folder``.
 
@@ -72,6 +67,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     """
     # -------------------------------------------------------------------------- folder and resume
     folder, tag = Path(config.logging.folder), config.logging.write_tag
+    latest = checkpoint_path(folder, tag)
     before = state_to_go_on_from(config, resume)
     if before:
         before.check_same_run(config, ranks.world_size)
@@ -187,7 +183,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
             except NonFiniteLoss as error:
                 log.rows(error.before)
                 writer.wait()
-                raise UserError(_explain(error, dataset, checkpoint_path(folder, tag))) from error
+                runs = dataset.folder.runs.loc[error.rows]
+                raise error.explained(runs, "lower optimization.lr", latest) from error
             if ranks.main:
                 monitoring = step % config.logging.monitor_every == 0 or step == total_steps
                 if logging_now and monitoring:
@@ -219,7 +216,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         if ranks.main:
             csv, picture = folder / f"{tag}_r0.csv", folder / "loss.png"
             draw_curves(csv, picture, start=state.monitors["first"])
-            logger.info("checkpoint: %s", checkpoint_path(folder, tag))
+            logger.info("checkpoint: %s", latest)
             logger.info(monitors.verdict(state.monitors["first"], state.monitors["last"]))
 
 
@@ -274,18 +271,3 @@ def train_step(
         "momentum": momentum,
     }
     return StepRecord(losses, grad_norm, rows, scalars)
-
-
-def _explain(error: NonFiniteLoss, dataset: FMRIDataset, latest: Path) -> str:
-    """A non-finite loss, in the words of the person whose run it ends."""
-    runs = dataset.folder.runs.loc[sorted(set(error.rows))]
-    names = [
-        f"{run.participant_id} (session {run.session}, run {run.run})"
-        for run in runs[:MOST_NAMES].itertuples()
-    ]
-    names += [f"and {len(runs) - MOST_NAMES} more"] if len(runs) > MOST_NAMES else []
-    last_good = f"The last good checkpoint is {latest}" if latest.exists() else "No checkpoint yet"
-    return (
-        f"{error}. Samples: {', '.join(names)}. {last_good}. Look at these runs, or lower "
-        "optimization.lr."
-    )

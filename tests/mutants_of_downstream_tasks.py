@@ -187,9 +187,9 @@ ROWS = [
         "method 7: base lr is for a batch of 256",
     ),
     (
-        "downstream_tasks/probes.py",
-        "key = (-value if metric in LOWER_IS_BETTER else value, -loss)",
-        "key = (value, -loss)",
+        "downstream_tasks/metrics.py",
+        "return (-score if metric in LOWER_IS_BETTER else score, -loss)",
+        "return (score, -loss)",
         "tests/test_downstream_heads.py::test_lars_probe_regresses_in_z_units",
         "a smaller error is better",
     ),
@@ -351,7 +351,7 @@ ROWS = [
     ),
     (
         "downstream_tasks/finetune_state.py",
-        "improved = math.isfinite(loss) and (sign * score, -loss) > best",
+        "improved = selection_key(metric, score, loss) > best",
         "improved = math.isfinite(loss)",
         "tests/test_finetune_parts.py::test_best_epoch",
         "method 8.8: the best epoch on validation is kept, not the last",

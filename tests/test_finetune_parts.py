@@ -8,7 +8,7 @@ import torch
 from finetune_helpers import CPU, Rehearsal
 
 from downstream_tasks import main_finetune
-from downstream_tasks.engine_finetune import LearningRate, make_criterion, make_optimizer
+from downstream_tasks.engine_finetune import make_criterion, make_optimizer, make_schedule
 from downstream_tasks.finetune_state import BEST, Progress, seed_folder
 from downstream_tasks.models_vit import DownstreamViT
 from downstream_tasks.pretrained import load_pretrained
@@ -17,6 +17,7 @@ from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.folder import DataFolder
 from src.datasets.folder_writer import FolderWriter
 from src.utils.errors import UserError
+from src.utils.schedulers import WarmupCosine
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_learning_rate_of_every_layer_in_a_step(make_config, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     main_finetune.run(config, [CPU])
     peak = 0.1 * 8 / 256
-    rate = LearningRate(peak, 1e-4, total=6, warmup=3)
+    rate = WarmupCosine(total=6, warmup=3, start=0.0, peak=peak, final=1e-4)
     assert len(seen) == 6
     for number, groups in enumerate(seen, start=1):
         assert sorted(groups) == pytest.approx([0.75**3, 0.75**2, 0.75, 1.0])
@@ -58,7 +59,7 @@ def test_learning_rate_of_every_layer_in_a_step(make_config, monkeypatch):
 def test_published_rate():
     """Base rate 1e-3 and batch 16 (spec 7)."""
     config = DownstreamConfig().fine_tune
-    rate = LearningRate.of(config, steps_per_epoch=10, batch=16)
+    rate = make_schedule(config, steps_per_epoch=10, batch=16)
     assert rate.peak == 1e-3 * 16 / 256
     assert (rate.warmup, rate.total, rate.final) == (0, 500, 1e-6)
 
@@ -216,5 +217,6 @@ def test_eval_on_other_people_and_other_classes(make_config, rehearsal, tmp_path
 
 
 def test_a_loss_that_is_not_finite_names_the_runs(make_config):
-    with pytest.raises(UserError, match=r"step \d+ is not finite\. Runs: sub-\d\d/01/01.*--blr"):
+    samples = r"step \d+ is not finite\. Samples: sub-\d\d \(session 01, run 01\).*--blr"
+    with pytest.raises(UserError, match=samples):
         main_finetune.run(make_config(fine_tune={"blr": 1e30}), [CPU])

@@ -14,7 +14,7 @@ TIMEOUT = 600  # seconds
 EVERY_OUTCOME = """
 from mutants import Mutant, run_mutants
 
-FILE, OLD = "src/utils/schedulers.py", "min(1.0, (step - 1) / max(1, total - 1))"
+FILE, OLD = "src/utils/schedulers.py", "min(1.0, (step - 1) / max(1, self.total - 1))"
 MOMENTUM = "tests/test_schedulers.py::test_momentum_starts_at_the_first_and_ends_at_exactly_one"
 DECAY = "tests/test_schedulers.py::test_weight_decay_rises_to_its_final_value"
 ROWS = [

@@ -1,18 +1,16 @@
-"""Schedules are functions of the optimizer step, with the end points of spec 5 and 7."""
+"""Schedules are functions of the optimizer step, with the end points of method 5 and 7."""
 
 import pytest
+from torch import nn
 
-from src.utils.schedulers import Schedule
+from src.config import Config
+from src.helper import init_opt
+from src.utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
 
 SCHEDULE = Schedule(
-    total=300,
-    warmup=40,
-    start_lr=5e-5,
-    peak_lr=1e-3,
-    final_lr=1e-6,
-    first_weight_decay=0.04,
-    final_weight_decay=0.4,
-    ema=(0.996, 1.0),
+    WarmupCosine(total=300, warmup=40, start=5e-5, peak=1e-3, final=1e-6),
+    Cosine(total=300, first=0.04, final=0.4),
+    Linear(total=300, first=0.996, final=1.0),
 )
 
 
@@ -34,7 +32,7 @@ def test_weight_decay_rises_to_its_final_value():
 
 
 def test_momentum_starts_at_the_first_and_ends_at_exactly_one():
-    """The release ends at .9965, as it counts in micro-batches (spec 8.3)."""
+    """The release ends at .9965, as it counts in micro-batches (method 8.3)."""
     assert SCHEDULE.momentum(1) == 0.996
     assert SCHEDULE.momentum(300) == 1.0
     steps = [SCHEDULE.momentum(s + 1) - SCHEDULE.momentum(s) for s in range(1, 300)]
@@ -42,5 +40,16 @@ def test_momentum_starts_at_the_first_and_ends_at_exactly_one():
 
 
 def test_no_warmup_starts_at_the_peak():
-    schedule = Schedule(100, 0, 0.0, 1e-3, 0.0, 0.0, 0.0, (1.0, 1.0))
-    assert schedule.lr(1) == pytest.approx(1e-3, rel=1e-3)
+    assert WarmupCosine(100, 0, 0.0, 1e-3, 0.0)(1) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_ipe_scale_stretches_everything_but_the_warmup():
+    """Method 8.13: of 10 epochs of 5 steps, 2 of them warm-up, at twice the length."""
+    config = Config()
+    config.optimization.epochs, config.optimization.warmup = 10, 2
+    config.optimization.ipe_scale = 2.0
+    _, schedule = init_opt(nn.Linear(2, 2), nn.Linear(2, 2), config, steps_per_epoch=5)
+    assert schedule.lr.warmup == 10
+    assert schedule.lr(10) == config.optimization.lr
+    assert {schedule.lr.total, schedule.weight_decay.total, schedule.momentum.total} == {100}
+    assert schedule.lr(100) == pytest.approx(config.optimization.final_lr)

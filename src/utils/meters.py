@@ -4,11 +4,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from src.utils.distributed import Ranks
+from src.utils.errors import UserError
+
+MOST_NAMES = 10  # of samples in one message
 
 
 @dataclass
@@ -17,7 +22,7 @@ class StepRecord:
 
     Attributes:
         losses: the loss of each micro-step, on the device.
-        rows: the samples of each micro-step, as rows of participants.tsv.
+        rows: numbers of the samples of each micro-step.
         scalars: what the host knows without asking the device.
     """
 
@@ -33,15 +38,38 @@ class NonFiniteLoss(Exception):
     Attributes:
         step: the optimizer step.
         before: rows of the steps before it that have not been written.
-        rows: rows of participants.tsv whose loss was not finite; all of the step's if only the
-            gradient overflowed.
+        rows: numbers of the samples whose loss was not finite, sorted; all of the step's if only
+            the gradient overflowed.
     """
 
     def __init__(
         self, step: int, rows: Sequence[int], what: str, before: list[dict[str, float]]
     ) -> None:
         super().__init__(f"the {what} of optimizer step {step} is not finite")
-        self.step, self.rows, self.before = step, list(rows), before
+        self.step, self.rows, self.before = step, sorted(set(rows)), before
+
+    def explained(
+        self, runs: pd.DataFrame, remedy: str, last_good: Path | None = None
+    ) -> UserError:
+        """Say it to the person whose training it ends.
+
+        Args:
+            runs: rows of participants.tsv of the samples in question.
+            remedy: what else may help.
+            last_good: the checkpoint before it, which need not be there.
+        """
+        keys = runs[["participant_id", "session", "run"]].drop_duplicates()
+        names = [
+            f"{key.participant_id} (session {key.session}, run {key.run})"
+            for key in keys[:MOST_NAMES].itertuples()
+        ]
+        if more := len(keys) - len(names):
+            names.append(f"and {more} more")
+        message = f"{self}. Samples: {', '.join(names)}. Look at these runs, or {remedy}."
+        if last_good is not None:
+            there = f"The last good checkpoint is {last_good}." if last_good.exists() else ""
+            message += f" {there or 'There is no checkpoint yet.'}"
+        return UserError(message)
 
 
 class StepBuffer:

@@ -7,54 +7,59 @@ import math
 from dataclasses import dataclass
 
 
-def warmup_cosine(
-    step: int, total: int, warmup: int, start: float, peak: float, final: float
-) -> float:
-    """Linear from ``start`` to ``peak`` at step ``warmup``, then cosine to ``final``."""
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    return cosine(step - warmup, max(1, total - warmup), peak, final)
-
-
-def cosine(step: int, total: int, first: float, final: float) -> float:
+@dataclass(frozen=True)
+class Cosine:
     """Half a cosine from ``first`` at step 0 to ``final`` at step ``total``."""
-    progress = min(1.0, step / total)
-    return final + (first - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    total: int
+    first: float
+    final: float
+
+    def __call__(self, step: int) -> float:
+        progress = min(1.0, step / self.total)
+        return self.final + (self.first - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def linear(step: int, total: int, first: float, final: float) -> float:
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear from ``start`` to ``peak`` at step ``warmup``, then cosine to ``final``."""
+
+    total: int
+    warmup: int
+    start: float
+    peak: float
+    final: float
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (self.peak - self.start) * step / self.warmup
+        falling = Cosine(max(1, self.total - self.warmup), self.peak, self.final)
+        return falling(step - self.warmup)
+
+
+@dataclass(frozen=True)
+class Linear:
     """Straight from ``first`` at step 1 to ``final`` at step ``total``."""
-    return first + (final - first) * min(1.0, (step - 1) / max(1, total - 1))
+
+    total: int
+    first: float
+    final: float
+
+    def __call__(self, step: int) -> float:
+        progress = min(1.0, (step - 1) / max(1, self.total - 1))
+        return self.first + (self.final - self.first) * progress
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The three schedules of a run (spec 5, 7, 8.3), each read at the step about to be taken.
+    """The three schedules of pretraining (method 5, 7, 8.3), read at the step about to be taken.
 
     Attributes:
-        total: optimizer steps of the run, times ``ipe_scale``.
-        warmup: optimizer steps of linear warm-up of the learning rate.
+        lr: learning rate.
+        weight_decay: of the parameters that are decayed.
+        momentum: of the target encoder after the step; after the last one exactly ``final``.
     """
 
-    total: int
-    warmup: int
-    start_lr: float
-    peak_lr: float
-    final_lr: float
-    first_weight_decay: float
-    final_weight_decay: float
-    ema: tuple[float, float]
-
-    def lr(self, step: int) -> float:
-        """Learning rate of update ``step``."""
-        return warmup_cosine(
-            step, self.total, self.warmup, self.start_lr, self.peak_lr, self.final_lr
-        )
-
-    def weight_decay(self, step: int) -> float:
-        """Weight decay of update ``step``."""
-        return cosine(step, self.total, self.first_weight_decay, self.final_weight_decay)
-
-    def momentum(self, step: int) -> float:
-        """EMA momentum after update ``step``: the last one is exactly ``ema[1]``."""
-        return linear(step, self.total, *self.ema)
+    lr: WarmupCosine
+    weight_decay: Cosine
+    momentum: Linear
