@@ -17,6 +17,7 @@ EOF
 done
 source "$(dirname "$0")/environment.sh"
 
-# One thread each: the tests run on all cores at once.
+# One thread each: the tests run on all cores at once. A worker that is done takes over tests from
+# the end of another's list, so that long ones are spread and fixtures of a file are mostly made once.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$VENV/bin/python" -m pytest -n auto --dist loadfile -m "not slow and not brainmarks and not mutants" "$@"
+exec "$VENV/bin/python" -m pytest -n auto --dist worksteal -m "not slow and not brainmarks and not mutants" "$@"
