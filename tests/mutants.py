@@ -143,8 +143,8 @@ class Copy:
         if code == 0:
             return Outcome("survived", "its tests pass")
         if code == FAILED:
-            names = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-            return Outcome("died", names[0] if names else "")
+            summary = [x for x in output.splitlines() if x.startswith(("FAILED ", "ERROR "))]
+            return Outcome("died", summary[0] if summary else "")
         why = f"after {TIMEOUT} s still running" if code is None else f"pytest ended with {code}"
         return Outcome("error", f"{why}: {_tail(output)}")
 

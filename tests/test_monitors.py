@@ -9,7 +9,8 @@ from pretraining_helpers import FRAMES, ROIS, tiny_config
 from torch import nn
 
 from src import monitors
-from src.helper import Networks
+from src.config import config_from_dict
+from src.helper import Networks, init_collator
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
 
@@ -322,3 +323,13 @@ def test_the_last_line_says_what_the_numbers_mean(last, words):
     said = monitors.verdict(first, {**good, **last})
     assert said.startswith(words) or words == "collapsed" in said
     assert said.startswith("NOT LEARNING") == bool(last)
+
+
+def test_masks_are_fixed_and_other_than_those_of_the_training():
+    config = config_from_dict({}, "a test")
+    first, again = monitors.fixed_masks(config), monitors.fixed_masks(config)
+    training = init_collator(config, seed=config.meta.seed)
+    for step, (masks, same) in enumerate(zip(first, again, strict=True)):
+        assert all(torch.equal(*pair) for pair in zip(masks, same, strict=True))
+        drawn = torch.from_numpy(training.sample(1, step).context[0])
+        assert not torch.equal(masks[0], drawn)

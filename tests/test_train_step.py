@@ -133,6 +133,23 @@ def is_decayed(name: str) -> bool:
     return not name.endswith(".bias") and "norm" not in name
 
 
+def test_weights_are_those_of_the_seed_and_the_target_encoder_starts_as_the_encoder():
+    config = tiny_config(Path("none"), Path("none"))
+    features = torch.randn(ROIS, COMPONENTS)
+    first, again = (init_model(config, features, CPU) for _ in range(2))
+    config.meta.seed = 1
+    other = init_model(config, features, CPU)
+    name = "patch_embed.proj.weight"
+    weight, same, different = (
+        networks.encoder.state_dict()[name] for networks in (first, again, other)
+    )
+    assert torch.equal(weight, same)
+    assert not torch.equal(weight, different)
+    for name, value in first.encoder.state_dict().items():
+        assert torch.equal(value, first.target_encoder.state_dict()[name]), name
+    assert not any(p.requires_grad for p in first.target_encoder.parameters())
+
+
 @pytest.mark.parametrize("accumulation", ACCUMULATIONS)
 def test_every_step_of_a_run_is_the_step_by_hand(accumulation):
     """From warm-up over the peak to the end of the schedule."""
