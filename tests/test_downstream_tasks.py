@@ -76,6 +76,8 @@ def test_a_name_that_is_no_task():
     ("sections", "message"),
     [
         ({"data": {"tarjet": "x"}}, r"unknown key 'data.tarjet'. Did you mean 'data.target'\?"),
+        ({"epoch": 3}, r"unknown key 'epoch'. Did you mean 'fine_tune.epochs'\?"),
+        ({"data": {"epochs": 3}}, r"'data.epochs'. Did you mean 'fine_tune.epochs'\?"),
         ({"fine_tun": {}}, r"unknown section 'fine_tun'. Did you mean 'fine_tune'\?"),
         ({"data": {"type": "clasification"}}, "data.type is 'clasification'; allowed: classif"),
         ({"fine_tune": {"epochs": "many"}}, "fine_tune.epochs is 'many'; allowed: a whole number"),

@@ -203,7 +203,8 @@ def nearest_key(name: str, cls: type) -> str | None:
     same = [full for full, _, key in keys if key == bare]
     if same:
         return same[0]
-    candidates = {key: full for full, place, key in keys if not section or place == section}
+    beside = [(key, full) for full, place, key in keys if not section or place == section]
+    candidates = dict(reversed(beside))  # of equal names the first
     close = difflib.get_close_matches(bare, candidates, n=1, cutoff=0.7)
     return candidates[close[0]] if close else None
 
