@@ -13,6 +13,7 @@ from src.datasets.fmri import FMRIDataset
 from src.datasets.gradients import load_gradients
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.models.jepa import Networks
+from src.models.pos_embed import GRADIENTS
 from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
 from src.utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from src.utils.errors import UserError
@@ -103,7 +104,9 @@ def load_weights(networks: Networks, path: str | Path) -> None:
     """Begin with the weights of a pretraining checkpoint, of this project or of the release.
 
     A file without target encoder (or without encoder) gives the other's weights to both, and one
-    without predictor leaves that as it was initialised; the log says what was loaded.
+    without predictor leaves that as it was initialised; the log says what was loaded. The ROI
+    features of a file go with its weights, which have learned to read them; the release's files
+    have none, so that those of ``gradient_csv_path`` stay.
 
     Raises:
         UserError: if the file cannot be read, has no encoder, or its shapes are others.
@@ -121,12 +124,22 @@ def load_weights(networks: Networks, path: str | Path) -> None:
         "predictor": "predictor" if "predictor" in stored else None,
         "target_encoder": encoders[-1],
     }
+    given = networks.encoder.gradient_pos_embed
+    given = None if given is None else given.clone()
     for part, source in sources.items():
         if source is None:
             logger.warning("%s has no %s: it begins with random weights", path, part)
             continue
-        load_network(getattr(networks, part), stored[source], path, part)
+        load_network(getattr(networks, part), stored[source], path, part, may_lack=(GRADIENTS,))
         logger.info("%s begins with the weights of %s in %s", part, source, path)
+    learned = networks.encoder.gradient_pos_embed
+    if given is not None and not torch.equal(given, learned):
+        networks.predictor.gradient_pos_embed.copy_(learned)
+        logger.warning(
+            "the ROI features are those of %s, not those of data.gradient_csv_path: its weights "
+            "have learned to read them",
+            path,
+        )
 
 
 def init_opt(

@@ -45,7 +45,8 @@ def test_the_networks_of_the_release_are_loaded(name, data, tmp_path, caplog):
     values["meta"] |= {"pred_emb_dim": pred_width, "pred_depth": pred_depth}
     values["meta"] |= {"add_w": name.removeprefix("tiny_")}
     config = config_from_dict(values, "reference")
-    networks = init_model(config, torch.zeros(rois, components), CPU)
+    gradients = torch.randn(rois, components)
+    networks = init_model(config, gradients, CPU)
     with caplog.at_level(logging.INFO):
         load_weights(networks, REFERENCE / f"{name}.pth.tar")
     released = torch.load(REFERENCE / f"{name}.pth.tar", weights_only=True)
@@ -54,6 +55,18 @@ def test_the_networks_of_the_release_are_loaded(name, data, tmp_path, caplog):
         own = network_state(getattr(networks, part))
         for key, value in released[part].items():
             assert torch.equal(own[key], value), key
+    if name == "tiny_mapping":  # the file has none
+        assert torch.equal(networks.encoder.gradient_pos_embed[0], gradients)
+    assert "ROI features" not in caplog.text
+
+
+def test_roi_features_go_with_the_weights_that_read_them(finished, data, tmp_path, caplog):
+    networks = networks_of(tiny_config(data, tmp_path))
+    load_weights(networks, finished)
+    stored = read_latest(finished)["encoder"]["module.gradient_pos_embed"]
+    for part in NETWORKS:
+        assert torch.equal(getattr(networks, part).gradient_pos_embed, stored)
+    assert f"the ROI features are those of {finished}" in caplog.text
 
 
 def test_a_run_begins_at_step_1_with_the_weights_and_goes_on_by_resume(
