@@ -123,7 +123,7 @@ def draw_panel(axes: Axes, panel: Panel, curves: Mapping[str, pd.Series]) -> Non
     set_range(axes, panel, pd.concat(list(curves.values())))
     if len(panel.columns) > 1:
         axes.axhline(0, color=REFERENCE, linewidth=1)
-        axes.legend(loc="lower right", frameon=False, fontsize=8)
+        axes.legend(loc="best", frameon=False, fontsize=8)
     axes.set_title(panel.title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", labelsize=8)
