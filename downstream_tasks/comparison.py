@@ -113,9 +113,9 @@ class Representations:
             "roi_stats": baselines.roi_statistics,
             "log_sd": baselines.log_roi_sd,
             "raw_clip": baselines.raw_values,
-            "patch_means": baselines.patch_means(self.pretrained.facts.patch_size),
+            "patch_means": baselines.patch_means(self.pretrained.encoder_spec.patch_size),
             "raw_patch": baselines.raw_values,
-            "patch_mean": baselines.patch_means(self.pretrained.facts.patch_size),
+            "patch_mean": baselines.patch_means(self.pretrained.encoder_spec.patch_size),
         }
         if self.patch is None and name in _OF_RUNS:
             items = self._whole_runs()
@@ -129,7 +129,7 @@ class Representations:
             yield example, folder.series(row)
 
     def _clip_values(self, patch: int | None) -> Iterator[tuple[int, np.ndarray]]:
-        size = self.pretrained.facts.patch_size
+        size = self.pretrained.encoder_spec.patch_size
         part = slice(None) if patch is None else slice(patch * size, (patch + 1) * size)
         for item in range(len(self.clips)):
             clip = self.clips[item]

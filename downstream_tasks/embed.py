@@ -141,7 +141,7 @@ def embed(
         for batch in progress_bar(batches, total=len(loader), desc="embed", unit="batch"):
             with precision():
                 tokens = encoder(batch["fmri"].to(device, non_blocking=True))
-            yield pool(tokens.float(), level, pretrained.facts.grid).cpu().numpy()
+            yield pool(tokens.float(), level, pretrained.encoder_spec.grid).cpu().numpy()
 
 
 def pool(tokens: Tensor, level: str, grid: tuple[int, int]) -> Tensor:
@@ -155,8 +155,8 @@ def pool(tokens: Tensor, level: str, grid: tuple[int, int]) -> Tensor:
 
 def embedding_shape(pretrained: Pretrained, level: str) -> tuple[int, ...]:
     """Shape of one clip's embedding."""
-    rois, patches = pretrained.facts.grid
-    width = pretrained.facts.embed_dim
+    rois, patches = pretrained.encoder_spec.grid
+    width = pretrained.encoder_spec.embed_dim
     return {"pooled": (width,), "roi": (rois, width), "token": (rois * patches, width)}[level]
 
 

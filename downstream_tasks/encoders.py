@@ -1,8 +1,7 @@
 """An encoder together with everything its checkpoint knows about it."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,8 @@ from src.datasets.clip_input import ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
 from src.datasets.input_profile import InputProfile, input_mismatch
-from src.models.vision_transformer import SIZES, VisionTransformer
+from src.models.encoder_spec import EncoderSpec
+from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,79 +22,12 @@ Kind = Literal["pretraining", "release", "fine_tuned", "fine_tuned_release", "hu
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
-    """What it takes to build an encoder, but for the ROI features.
-
-    Attributes:
-        crop_size: (R, T), ROIs and frames of a clip.
-        patch_size: frames of a patch.
-        embed_dim, depth, num_heads: width D, blocks, attention heads.
-        add_w: mapping, origin or anatomical.
-        init, patch_embed_std: how its weights started; matters for untrained copies only.
-    """
-
-    crop_size: tuple[int, int]
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    add_w: str
-    init: str = "release"
-    patch_embed_std: float = 0.02
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "EncoderFacts":
-        """The inverse of :meth:`to_dict`."""
-        return cls(**{**values, "crop_size": tuple(values["crop_size"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for checkpoints and JSON."""
-        return {**asdict(self), "crop_size": list(self.crop_size)}
-
-    @property
-    def model_name(self) -> str | None:
-        """The size's name, ``None`` if it has none."""
-        size = {name: getattr(self, name) for name in ("embed_dim", "depth", "num_heads")}
-        return next((name for name, known in SIZES.items() if known == size), None)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(R, P): ROIs and time patches per ROI."""
-        rois, frames = self.crop_size
-        return rois, frames // self.patch_size
-
-    def build(
-        self,
-        gradients: Tensor | None,
-        *,
-        attn_mode: str = "sdpa",
-        drop_path_rate: float = 0.0,
-        gradient_checkpointing: bool = False,
-    ) -> VisionTransformer:
-        """A new encoder; ``gradients`` ``[R, G]`` (or centroids) unless ``add_w`` is origin."""
-        return VisionTransformer(
-            img_size=self.crop_size,
-            patch_size=self.patch_size,
-            embed_dim=self.embed_dim,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            drop_path_rate=drop_path_rate,
-            gradient_pos_embed=None if gradients is None else gradients[None],
-            attn_mode=attn_mode,
-            add_w=self.add_w,
-            gradient_checkpointing=gradient_checkpointing,
-            init_scheme=self.init,
-            patch_embed_std=self.patch_embed_std,
-        )
-
-
-@dataclass(frozen=True)
 class Pretrained:
     """A frozen encoder and what its file says about the data it expects.
 
     Attributes:
         encoder: in evaluation mode, without gradients.
-        facts: what it is built of.
+        encoder_spec: what it is built of.
         kind: which sort of file it came from; ``release`` files hold weights only.
         roi_labels, atlas: the ROIs in their order; ``None`` where the file does not say.
         clip_input: how runs became clips in training, as far as the file says.
@@ -108,7 +41,7 @@ class Pretrained:
     """
 
     encoder: VisionTransformer
-    facts: EncoderFacts
+    encoder_spec: EncoderSpec
     kind: Kind
     path: Path
     clip_input: ClipInput
@@ -130,7 +63,7 @@ class Pretrained:
     def knowledge(self) -> dict[str, Any]:
         """All but the weights, in plain types and tensors: what files made from this one keep."""
         return {
-            "facts": self.facts.to_dict(),
+            "encoder_spec": self.encoder_spec.to_dict(),
             "roi_labels": None if self.roi_labels is None else list(self.roi_labels),
             "atlas": self.atlas,
             **self.clip_input.to_state(),
@@ -142,7 +75,7 @@ class Pretrained:
         self, *, drop_path_rate: float = 0.0, gradient_checkpointing: bool = False
     ) -> VisionTransformer:
         """The same encoder, to be trained on."""
-        encoder = self.facts.build(
+        encoder = self.encoder_spec.build(
             self.gradients,
             attn_mode=self.attn_mode,
             drop_path_rate=drop_path_rate,
@@ -155,14 +88,14 @@ class Pretrained:
         """An encoder of this shape with the random weights of ``seed``, frozen."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return freeze(self.facts.build(self.gradients, attn_mode=self.attn_mode))
+            return freeze(self.encoder_spec.build(self.gradients, attn_mode=self.attn_mode))
 
     def check_folder(self, folder: DataFolder) -> None:
         """Raise :class:`UserError` unless the folder's ROIs are those of the checkpoint, in order.
 
         Where the checkpoint has no labels (the release's have none) only their number is compared.
         """
-        rois = self.facts.crop_size[0]
+        rois = self.encoder_spec.crop_size[0]
         if folder.n_rois != rois:
             raise UserError(
                 f"{folder.path} has {folder.n_rois} ROIs ({folder.atlas}), the checkpoint "

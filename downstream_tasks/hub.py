@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from downstream_tasks.encoders import EncoderFacts, Pretrained
+from downstream_tasks.encoders import Pretrained
 from downstream_tasks.models_vit import DownstreamViT
 from src.datasets.clip_input import ClipInput
+from src.models.encoder_spec import EncoderSpec
 from src.utils.errors import UserError
 from src.utils.files import replacing
 
@@ -61,7 +62,7 @@ class BrainJEPAHub(
     The arguments are what ``config.json`` holds.
 
     Args:
-        facts: :class:`EncoderFacts` as a dict.
+        encoder_spec: :class:`EncoderSpec` as a dict.
         n_components: G of the gradients, ``None`` for ``add_w: origin``.
         has_stats: whether robust statistics come with the weights.
         normalization, sampling: of :class:`ClipInput`, ``None`` where not known.
@@ -72,7 +73,7 @@ class BrainJEPAHub(
 
     def __init__(
         self,
-        facts: dict,
+        encoder_spec: dict,
         n_components: int | None = None,
         roi_labels: list | None = None,
         atlas: str | None = None,
@@ -86,17 +87,17 @@ class BrainJEPAHub(
         n_training_people: int | None = None,
     ) -> None:
         super().__init__()
-        self.facts = EncoderFacts.from_dict(facts)
+        self.encoder_spec = EncoderSpec.from_dict(encoder_spec)
         self.roi_labels, self.atlas = roi_labels, atlas
         self.normalization, self.sampling, self.task = normalization, sampling, task
         self.input_profile = input_profile
-        rois = self.facts.crop_size[0]
+        rois = self.encoder_spec.crop_size[0]
         gradients = None if n_components is None else torch.zeros(rois, n_components)
         for name in ("median", "iqr"):
             self.register_buffer(name, torch.ones(rois) if has_stats else None)
         people = None if n_training_people is None else torch.zeros(n_training_people).long()
         self.register_buffer("training_people", people)
-        encoder = self.facts.build(gradients)
+        encoder = self.encoder_spec.build(gradients)
         self.network: nn.Module = encoder
         if n_outputs is not None:
             patch = (task or {}).get("patch")
@@ -117,7 +118,7 @@ class BrainJEPAHub(
         last = head.get("head.1.weight" if linear_probe else "head.weight")
         labels, people = pretrained.roi_labels, pretrained.training_people
         model = cls(
-            facts=pretrained.facts.to_dict(),
+            encoder_spec=pretrained.encoder_spec.to_dict(),
             n_components=None if pretrained.gradients is None else pretrained.gradients.shape[1],
             roi_labels=None if labels is None else list(labels),
             atlas=pretrained.atlas,
@@ -159,7 +160,7 @@ class BrainJEPAHub(
         """How a run becomes a clip, as far as it is known."""
         stats = None if self.median is None else {"median": self.median, "iqr": self.iqr}
         sampling = self.sampling or {}
-        return ClipInput(self.facts.crop_size, self.normalization, stats, **sampling)
+        return ClipInput(self.encoder_spec.crop_size, self.normalization, stats, **sampling)
 
     def prepare(
         self,
@@ -200,7 +201,7 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
     return {
         "model": {prefix + name: value for name, value in model.network.state_dict().items()},
         "knowledge": {
-            "facts": model.facts.to_dict(),
+            "encoder_spec": model.encoder_spec.to_dict(),
             "roi_labels": model.roi_labels,
             "atlas": model.atlas,
             **model.clip_input.to_state(),

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from downstream_tasks.encoders import EncoderFacts, Kind, Pretrained, freeze
+from downstream_tasks.encoders import Kind, Pretrained, freeze
 from downstream_tasks.hub import is_hub_folder, read_hub_folder
 from src.config import config_from_dict
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
 from src.datasets.gradients import load_gradients
 from src.datasets.input_profile import InputProfile
+from src.models.encoder_spec import EncoderSpec
 from src.models.layers import FUSED_ATTENTION
 from src.models.pos_embed import GRADIENTS, POSITION_KINDS
 from src.models.vision_transformer import SIZES
@@ -33,7 +34,6 @@ from src.utils.errors import UserError, nearest
 from src.utils.person_ids import hash_ids
 
 __all__ = [
-    "EncoderFacts",
     "Pretrained",
     "add_checkpoint_arguments",
     "find_checkpoint",
@@ -81,30 +81,30 @@ def load_pretrained(
         path = find_checkpoint(path, load_epoch)
         state = load_checkpoint(path)
     kind, weights = _encoder_weights(state, which, path)
-    known = _read_off_weights(weights, path) | _stated_facts(state, kind, path)
+    known = _read_off_weights(weights, path) | _stated_spec(state, kind, path)
     flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
     for name, value in flags.items():
         _compare(name, value, known[name], path)
     known["num_heads"] = _choose_heads(known, model_name, num_heads, path)
     _compare_predictor(state, pred_depth, pred_emb_dim, path)
     n_components = known.pop("n_components")
-    facts = EncoderFacts(**known)
+    spec = EncoderSpec(**known)
     knowledge = state.get("knowledge", state)
     labels = knowledge.get("roi_labels")
     gradients = _choose_gradients(
-        weights.get(GRADIENTS), gradient_csv_path, facts, n_components, labels, path
+        weights.get(GRADIENTS), gradient_csv_path, spec, n_components, labels, path
     )
-    encoder = facts.build(gradients, attn_mode=attn_mode)
+    encoder = spec.build(gradients, attn_mode=attn_mode)
     may_lack = (GRADIENTS,) if kind in ("release", "fine_tuned_release") else ()
     load_network(encoder, weights, path, "encoder", may_lack)
     return Pretrained(
         encoder=freeze(encoder),
-        facts=facts,
+        encoder_spec=spec,
         kind=kind,
         path=path,
         roi_labels=None if labels is None else tuple(labels),
         atlas=knowledge.get("atlas"),
-        **_stated_input(state, knowledge, kind, facts.crop_size, path),
+        **_stated_input(state, knowledge, kind, spec.crop_size, path),
         attn_mode=attn_mode,
         head={
             name: value
@@ -190,7 +190,7 @@ def _read_off_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, An
     }
 
 
-def _stated_facts(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str, Any]:
+def _stated_spec(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str, Any]:
     """What the file says in words, beyond the shapes."""
     if kind == "pretraining":
         config = config_from_dict(state["config"], "the checkpoint's config")
@@ -201,9 +201,9 @@ def _stated_facts(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str,
             "patch_embed_std": config.meta.patch_embed_std,
         }
     if "knowledge" in state:
-        facts = EncoderFacts.from_dict(state["knowledge"]["facts"])
+        spec = EncoderSpec.from_dict(state["knowledge"]["encoder_spec"])
         names = ("num_heads", "add_w", "init", "patch_embed_std")
-        return {name: getattr(facts, name) for name in names}
+        return {name: getattr(spec, name) for name in names}
     if kind == "fine_tuned_release":
         size = SIZES.get(_release_args(state, path).get("model_name", ""), {})
         return {"num_heads": size["num_heads"]} if size else {}
@@ -298,24 +298,24 @@ def _compare_predictor(
 def _choose_gradients(
     stored: Tensor | None,
     csv_path: str | Path | None,
-    facts: EncoderFacts,
+    spec: EncoderSpec,
     n_components: int | None,
     roi_labels: Sequence[str] | None,
     path: Path,
 ) -> Tensor | None:
     """The file's gradients, ``stored`` ``[1, R, G]``; those of the CSV where it has none."""
-    if facts.add_w == "origin":
+    if spec.add_w == "origin":
         return None
     stored = None if stored is None else stored[0]
     if csv_path is None:
         if stored is None:
             raise UserError(
                 f"checkpoint {path} places its ROIs by {n_components} features (add_w: "
-                f"{facts.add_w}) and does not hold them. Give gradient_csv_path: the file it was "
+                f"{spec.add_w}) and does not hold them. Give gradient_csv_path: the file it was "
                 "trained with."
             )
         return stored
-    given = torch.from_numpy(load_gradients(csv_path, facts.crop_size[0], roi_labels=roi_labels))
+    given = torch.from_numpy(load_gradients(csv_path, spec.crop_size[0], roi_labels=roi_labels))
     if given.shape[1] != n_components:
         raise UserError(
             f"{csv_path} has {given.shape[1]} columns, the checkpoint {path} was trained with "
@@ -343,17 +343,17 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network", default="target_encoder", choices=("target_encoder", "encoder")
     )
-    facts = parser.add_argument_group(
+    stated = parser.add_argument_group(
         "model",
         "read from the checkpoint; needed only where it does not say, checked where it does",
     )
-    facts.add_argument("--model_name", help=f"one of {', '.join(SIZES)}")
-    facts.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
-    facts.add_argument("--crop_size", type=two_numbers, metavar="ROIS,FRAMES")
-    facts.add_argument("--patch_size", type=int, help="frames")
-    facts.add_argument("--add_w", choices=POSITION_KINDS)
-    facts.add_argument("--gradient_csv_path", help="for checkpoints without gradients")
-    facts.add_argument("--attn_mode", default="sdpa", choices=tuple(FUSED_ATTENTION))
+    stated.add_argument("--model_name", help=f"one of {', '.join(SIZES)}")
+    stated.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
+    stated.add_argument("--crop_size", type=two_numbers, metavar="ROIS,FRAMES")
+    stated.add_argument("--patch_size", type=int, help="frames")
+    stated.add_argument("--add_w", choices=POSITION_KINDS)
+    stated.add_argument("--gradient_csv_path", help="for checkpoints without gradients")
+    stated.add_argument("--attn_mode", default="sdpa", choices=tuple(FUSED_ATTENTION))
 
 
 def load_from_arguments(arguments: argparse.Namespace) -> Pretrained:

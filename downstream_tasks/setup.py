@@ -78,7 +78,7 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
         UserError: as :func:`load_cohort`, and on a metric that their classes do not have.
     """
     clip_input = task_clip_input(config.data, pretrained)
-    cohort = load_cohort(folder, config.data, clip_input, pretrained.facts.patch_size)
+    cohort = load_cohort(folder, config.data, clip_input, pretrained.encoder_spec.patch_size)
     allowed = metric_names(config.data.type, len(cohort.classes))
     if config.metric not in allowed:
         raise UserError(
@@ -152,8 +152,8 @@ def describe_checkpoint(
         "path": str(pretrained.path),
         "kind": pretrained.kind,
         "network": config.model.network,
-        "model_name": pretrained.facts.model_name,
-        **pretrained.facts.to_dict(),
+        "model_name": pretrained.encoder_spec.model_name,
+        **pretrained.encoder_spec.to_dict(),
         "atlas": pretrained.atlas,
         "training_people": _training_people(config, pretrained),
         "test_people_in_pretraining": pretrained_on,

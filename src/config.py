@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRuns
 from src.datasets.normalization import Method
 from src.masks.sampler import MaskSettings
+from src.models.encoder_spec import EncoderSpec
 from src.models.vision_transformer import SIZES
 from src.utils.errors import UserError
 from src.utils.typed import (
@@ -187,6 +188,18 @@ class Config:
             target_tr=data.target_tr,
             short_runs=data.short_runs,
             bad_rois=data.bad_rois,
+        )
+
+    @property
+    def encoder_spec(self) -> EncoderSpec:
+        """What the encoder is built of."""
+        return EncoderSpec(
+            crop_size=self.data.crop_size,
+            patch_size=self.mask.patch_size,
+            **self.encoder_size,
+            add_w=self.meta.add_w,
+            init=self.meta.init,
+            patch_embed_std=self.meta.patch_embed_std,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from src.datasets.gradients import load_gradients
 from src.masks.spatiotemporal import SpatiotemporalMaskCollator
 from src.models.jepa import Networks
 from src.models.pos_embed import GRADIENTS
-from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
+from src.models.vision_transformer import VisionTransformerPredictor
 from src.utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from src.utils.errors import UserError
 from src.utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
@@ -60,29 +60,14 @@ def init_roi_features(config: Config, dataset: FMRIDataset, stored: Tensor | Non
     return torch.as_tensor(features)
 
 
-def init_encoder(
-    config: Config, roi_features: Tensor | None, drop_path_rate: float = 0.0
-) -> VisionTransformer:
-    """The encoder a config describes; ``roi_features`` ``[R, G]`` are gradients or centroids."""
-    meta = config.meta
-    return VisionTransformer(
-        img_size=config.data.crop_size,
-        patch_size=config.mask.patch_size,
-        **config.encoder_size,
-        drop_path_rate=drop_path_rate,
-        gradient_pos_embed=None if roi_features is None else roi_features[None],
-        attn_mode=meta.attn_mode,
-        add_w=meta.add_w,
-        gradient_checkpointing=meta.gradient_checkpointing,
-        init_scheme=meta.init,
-        patch_embed_std=meta.patch_embed_std,
-    )
-
-
 def init_model(config: Config, roi_features: Tensor | None, device: torch.device) -> Networks:
     """Seeded networks on ``device``; the target encoder starts as a copy of the encoder."""
     torch.manual_seed(config.meta.seed)
-    encoder = init_encoder(config, roi_features)
+    encoder = config.encoder_spec.build(
+        roi_features,
+        attn_mode=config.meta.attn_mode,
+        gradient_checkpointing=config.meta.gradient_checkpointing,
+    )
     predictor = VisionTransformerPredictor(
         num_patches=encoder.num_patches,
         num_patches_2d=encoder.num_patches_2d,

@@ -819,7 +819,7 @@ ROWS = [
     (
         "src/helper.py",
         "target_encoder = copy.deepcopy(encoder).requires_grad_(False)",
-        "target_encoder = init_encoder(config, roi_features).requires_grad_(False)",
+        "target_encoder = config.encoder_spec.build(roi_features).requires_grad_(False)",
         "tests/test_train_step.py::test_weights_are_those_of_the_seed_and_the_target_encoder_starts_as_the_encoder",
         "method 5: the target encoder starts as a copy of the encoder",
     ),

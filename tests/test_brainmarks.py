@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from downstream_tasks.encoders import EncoderFacts, Pretrained, freeze
+from downstream_tasks.encoders import Pretrained, freeze
 from downstream_tasks.hub import BrainJEPAHub
 from src.datasets.clip_input import ClipInput
+from src.models.encoder_spec import EncoderSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGIN = ROOT / "downstream_tasks" / "brainmarks_plugin"
@@ -43,12 +44,12 @@ def python(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A small model of the published parcellation's size."""
-    facts = EncoderFacts((450, 160), 16, 24, 1, 2, "mapping")
+    spec = EncoderSpec((450, 160), 16, 24, 1, 2, "mapping")
     gradients = torch.randn(450, 30)
     stats = {"median": torch.zeros(450), "iqr": torch.ones(450)}
     pretrained = Pretrained(
-        freeze(facts.build(gradients)),
-        facts,
+        freeze(spec.build(gradients)),
+        spec,
         "pretraining",
         Path("made by a test"),
         ClipInput((450, 160), "robust", stats, stride=3),

@@ -38,7 +38,7 @@ def representations_of(files, out, **data):
         DataFolder(path),
         config.data,
         task_clip_input(config.data, pretrained),
-        pretrained.facts.patch_size,
+        pretrained.encoder_spec.patch_size,
     )
     return Representations(config, cohort, pretrained, torch.device("cpu"))
 

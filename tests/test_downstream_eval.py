@@ -146,7 +146,7 @@ def test_export_is_part_of_the_program(files, tmp_path):
     assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
     exported, trained = load_pretrained(out), load_pretrained(files[1])
     assert exported.kind == "hub"
-    x = torch.randn(1, 1, *trained.facts.crop_size)
+    x = torch.randn(1, 1, *trained.encoder_spec.crop_size)
     assert torch.equal(exported.encoder(x), trained.encoder(x))
 
 

@@ -33,7 +33,10 @@ def setting(files):
     config = DataConfig(data_path=str(data), target="sex")
     pretrained = load_pretrained(checkpoint)
     cohort = load_cohort(
-        DataFolder(data), config, task_clip_input(config, pretrained), pretrained.facts.patch_size
+        DataFolder(data),
+        config,
+        task_clip_input(config, pretrained),
+        pretrained.encoder_spec.patch_size,
     )
     return config, pretrained, cohort
 
@@ -110,7 +113,10 @@ def test_events_have_one_clip_at_their_start(files, tmp_path):
     )
     pretrained = load_pretrained(checkpoint)
     cohort = load_cohort(
-        DataFolder(data), config, task_clip_input(config, pretrained), pretrained.facts.patch_size
+        DataFolder(data),
+        config,
+        task_clip_input(config, pretrained),
+        pretrained.encoder_spec.patch_size,
     )
     clips = ExampleClips(cohort, config, pretrained, clips=5)
     assert len(clips) == 2
@@ -179,7 +185,10 @@ def test_features_of_rewritten_data_are_not_found_again(files, tmp_path, monkeyp
     config = DataConfig(data_path=str(data), target="sex")
     pretrained = load_pretrained(checkpoint)
     cohort = load_cohort(
-        DataFolder(data), config, task_clip_input(config, pretrained), pretrained.facts.patch_size
+        DataFolder(data),
+        config,
+        task_clip_input(config, pretrained),
+        pretrained.encoder_spec.patch_size,
     )
     encode(pretrained, ExampleClips(cohort, config, pretrained), tmp_path / "f")
     series = np.load(data / "timeseries.npy")
@@ -201,7 +210,7 @@ def test_features_of_an_edited_table_are_not_found_again(files, tmp_path, column
             DataFolder(data),
             config,
             task_clip_input(config, pretrained),
-            pretrained.facts.patch_size,
+            pretrained.encoder_spec.patch_size,
         )
         return ExampleClips(cohort, config, pretrained).identity()
 

@@ -38,7 +38,7 @@ def test_folder_has_the_hub_layout(exported):
     assert "library_name: brain-jepa" in card
     assert "https://arxiv.org/abs/2409.19407" in card
     config = json.loads((exported / "config.json").read_text())
-    assert config["facts"]["crop_size"] == [ROIS, FRAMES]
+    assert config["encoder_spec"]["crop_size"] == [ROIS, FRAMES]
     assert config["normalization"] == "robust_frames"
     assert len(config["roi_labels"]) == ROIS
     with safe_open(exported / "model.safetensors", "pt") as file:
@@ -58,7 +58,7 @@ def test_round_trip(run, exported):
         torch.equal(before.clip_input.stats[name], after.clip_input.stats[name])
         for name in ("median", "iqr")
     )
-    for name in ("facts", "roi_labels", "atlas", "input_profile"):
+    for name in ("encoder_spec", "roi_labels", "atlas", "input_profile"):
         assert getattr(before, name) == getattr(after, name), name
     for name in ("crop_size", "normalization", "sampling"):
         assert getattr(before.clip_input, name) == getattr(after.clip_input, name), name
@@ -102,7 +102,7 @@ def test_export_program(run, tmp_path):
     out = tmp_path / "out"
     arguments = parser.parse_args(["--load_path", str(run[1]), "--out", str(out)])
     assert export.run(arguments) == out
-    assert load_pretrained(out).facts.embed_dim == 24
+    assert load_pretrained(out).encoder_spec.embed_dim == 24
     with pytest.raises(UserError, match="not an empty folder"):
         export.run(arguments)
 

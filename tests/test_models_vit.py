@@ -7,19 +7,19 @@ from encoder_helpers import reference
 from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 
-from downstream_tasks.encoders import EncoderFacts
 from downstream_tasks.models_vit import DownstreamViT, fine_tuned_model
 from downstream_tasks.pretrained import load_pretrained
+from src.models.encoder_spec import EncoderSpec
 from src.utils.checkpoint import load_checkpoint
 from src.utils.errors import UserError
 
-FACTS = EncoderFacts((4, 32), 16, 24, 5, 2, "mapping")
+SPEC = EncoderSpec((4, 32), 16, 24, 5, 2, "mapping")
 DECAY = 0.75
 
 
 def make(linear_probe: bool = False, **encoder: object) -> DownstreamViT:
     torch.manual_seed(0)
-    return DownstreamViT(FACTS.build(torch.randn(4, 3), **encoder), 2, linear_probe=linear_probe)
+    return DownstreamViT(SPEC.build(torch.randn(4, 3), **encoder), 2, linear_probe=linear_probe)
 
 
 @pytest.mark.parametrize("attn_mode", ["normal", "sdpa"])
@@ -52,7 +52,7 @@ def test_every_layer_has_its_learning_rate():
     scale = {number[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
     decay = {number[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
     assert scale.keys() == set(number.values())  # every parameter is in one group
-    last = FACTS.depth + 1
+    last = SPEC.depth + 1
     for name, value in scale.items():
         if name.startswith(("encoder.patch_embed", "encoder.pos_embed_proj")):
             layer = 0
@@ -115,7 +115,7 @@ def test_pools_all_tokens():
 
 def test_pools_one_patch_of_every_roi():
     torch.manual_seed(0)
-    model = DownstreamViT(FACTS.build(torch.randn(4, 3)), 2, patch=1).eval()
+    model = DownstreamViT(SPEC.build(torch.randn(4, 3)), 2, patch=1).eval()
     x = torch.randn(2, 1, 4, 32)
     tokens = model.encoder(x)[:, [1, 3, 5, 7]]  # ROI-major: r * 2 + 1
     torch.testing.assert_close(model.forward_features(x), model.fc_norm(tokens.mean(dim=1)))

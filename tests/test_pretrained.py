@@ -23,10 +23,10 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
 def test_our_checkpoint_needs_no_flags(run):
     data, folder = run
     pretrained = load_pretrained(folder)
-    facts = pretrained.facts
+    spec = pretrained.encoder_spec
     assert pretrained.kind == "pretraining"
-    assert facts.crop_size == (ROIS, FRAMES)
-    assert (facts.patch_size, facts.embed_dim, facts.depth, facts.num_heads) == (16, 24, 2, 2)
+    assert spec.crop_size == (ROIS, FRAMES)
+    assert (spec.patch_size, spec.embed_dim, spec.depth, spec.num_heads) == (16, 24, 2, 2)
     assert pretrained.gradients.shape == (ROIS, COMPONENTS)
     assert pretrained.clip_input.normalization == "robust_frames"
     assert set(pretrained.clip_input.stats) == {"median", "iqr"}
@@ -62,7 +62,7 @@ def test_release_checkpoint(name, which, tmp_path):
     assert pretrained.kind == "release"
     assert pretrained.roi_labels is pretrained.input_profile is None
     assert pretrained.clip_input.normalization is pretrained.clip_input.sampling is None
-    assert pretrained.facts.crop_size == (int(arrays["config"][0]), 160)
+    assert pretrained.encoder_spec.crop_size == (int(arrays["config"][0]), 160)
     x = torch.from_numpy(arrays["x"])
     output = pretrained.encoder(x)
     if which == "encoder":

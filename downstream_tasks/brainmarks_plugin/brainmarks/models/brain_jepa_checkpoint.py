@@ -72,7 +72,7 @@ def brain_jepa_checkpoint(
     gradient_csv_path: str | Path | None = None,
     target_tr: float | None = None,
     normalization: str | None = None,
-    **facts: Any,
+    **stated: Any,
 ) -> tuple[BrainJEPATransform, BrainJEPAWrapper]:
     """The model and its transform.
 
@@ -81,7 +81,7 @@ def brain_jepa_checkpoint(
         gradient_csv_path: for files without gradients; default: ``$BRAIN_JEPA_GRADIENTS``.
         target_tr: seconds; default: that of pretraining, or 2.
         normalization: default: that of pretraining, or zscore_sample.
-        facts: more arguments of :func:`load_pretrained`, such as ``model_name``.
+        stated: more arguments of :func:`load_pretrained`, such as ``model_name``.
     """
     ckpt_path = ckpt_path or os.environ.get(CHECKPOINT_VARIABLE)
     if not ckpt_path:
@@ -89,9 +89,9 @@ def brain_jepa_checkpoint(
     pretrained = load_pretrained(
         ckpt_path,
         gradient_csv_path=gradient_csv_path or os.environ.get(GRADIENTS_VARIABLE),
-        **facts,
+        **stated,
     )
-    rois = pretrained.facts.crop_size[0]
+    rois = pretrained.encoder_spec.crop_size[0]
     if rois not in SPACES:
         known = ", ".join(f"{n} ({space})" for n, space in SPACES.items())
         raise UserError(f"{ckpt_path} has {rois} ROIs; Brainmarks has parcellations of {known}.")
