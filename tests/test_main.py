@@ -63,6 +63,7 @@ def test_overrides_may_stand_anywhere():
     assert main.parse_arguments(["--fname", "x.yaml"])[1] == default_devices()
 
 
+@pytest.mark.processes
 def test_missing_data_names_the_commands_that_make_it(tmp_path):
     """They are run as they are said, and then what was refused works."""
     data, folder = tmp_path / "the data", tmp_path / "run"

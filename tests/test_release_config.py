@@ -154,6 +154,7 @@ def test_the_numbers_that_reach_the_encoder(
         assert np.abs(unexpected - clip.numpy()).max((1, 2)).min() > 0.1
 
 
+@pytest.mark.processes
 def test_main_takes_the_file_as_it_is(release, runs, tmp_path):
     """With the default device; only sizes and paths are others."""
     path, _ = runs
