@@ -90,7 +90,7 @@ class LoggingConfig:
     write_tag: FileNamePart = "jepa"  # prefix of log and checkpoint files
     log_every: Count = 10  # optimizer steps between lines of the log
     monitor_every: Count = 100  # optimizer steps between measurements on held-out people
-    monitor_clips: Annotated[int, at_least(2)] = 64  # held-out clips, and training clips for the clip constant
+    monitor_clips: Annotated[int, at_least(2)] = 64  # held-out, and training to fit
     monitor_split: str = "valid"
     checkpoint_every: Count = 50  # epochs between checkpoints that are kept
 
