@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 import weakref
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from src.utils.errors import UserError
 
 LATEST = "jepa-latest.pth.tar"
 CPU = torch.device("cpu")
+TIMEOUT = 240  # seconds; a hang is a failure
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,9 @@ def train_until(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", train_step)
-        train.main(ranks, config, resume)
+        with pytest.raises(SystemExit) as ended:
+            train.main(ranks, config, resume)
+    assert ended.value.code == 128 + signal.SIGUSR1
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -280,6 +285,43 @@ def test_weights_of_another_shape_are_one_error(stopped, data, tmp_path):
     torch.save(state, folder / LATEST)
     with pytest.raises(UserError, match=r"does not fit this encoder: norm\.weight is \(7,\)"):
         train_here(tiny_config(data, folder), resume=True)
+
+
+# ---------------------------------------------------------------------------------- killed
+def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(data, tmp_path):
+    """The second checkpoint waits half written; the next start removes it and goes on."""
+    folder = tmp_path / "run"
+    config = tiny_config(data, folder, "optimization.epochs=2")
+    child = mp.get_context("spawn").Process(target=train_with_a_slow_disk, args=(config,))
+    child.start()
+    deadline = time.monotonic() + TIMEOUT
+    while not ((folder / LATEST).exists() and list(folder.glob(f".{LATEST}.*"))):
+        assert time.monotonic() < deadline
+        assert child.is_alive()
+        time.sleep(0.02)
+    child.kill()
+    child.join()
+    assert read_latest(folder)["step"] == 2
+    assert list(folder.glob(f".{LATEST}.*"))
+    assert train_here(config, resume=True)["step"] == 4
+    assert not list(folder.glob(".*"))
+
+
+def train_with_a_slow_disk(config: Config) -> None:
+    """Train; from the second checkpoint on, half of the file is written and then nothing."""
+    torch.set_num_threads(1)
+    real = torch.save
+
+    def save(state, file):
+        if state["step"] == 2:
+            real(state, file)
+            return
+        file.write(b"x" * 100)
+        file.flush()
+        threading.Event().wait()
+
+    torch.save = save
+    train_here(config)
 
 
 # ----------------------------------------------------------------------------------- memory
