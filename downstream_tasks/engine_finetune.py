@@ -34,7 +34,7 @@ from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast, has_bfloat16
 from src.utils.progress import progress_bar
 from src.utils.schedulers import WarmupCosine
-from src.utils.signals import stop_requests
+from src.utils.signals import name_of, stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ def fine_tune(
             states.write(model, optimizer, progress, improved)
             if stopping and step < total_steps:
                 logger.info(
-                    "stopped by a signal after step %d of seed %d; go on with --resume",
+                    "stopped by %s after step %d of seed %d; go on with --resume",
+                    name_of(stopping),
                     step,
                     problem.seed,
                 )

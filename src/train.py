@@ -36,7 +36,7 @@ from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast
 from src.utils.progress import progress_bar
 from src.utils.schedulers import Schedule
-from src.utils.signals import stop_requests
+from src.utils.signals import name_of, stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
             if stopping and step < total_steps:
                 writer.wait()
                 ranks.barrier()
-                logger.info("stopped by a signal after step %d; go on with --resume", step)
+                name = name_of(stopping)
+                logger.info("stopped by %s after step %d; go on with --resume", name, step)
                 log.close()
                 raise SystemExit(stopping)
 

@@ -26,7 +26,12 @@ from src.utils.distributed import Ranks
 from src.utils.errors import as_user_error, run_main
 from src.utils.logging import TensorBoard
 
-pytestmark = pytest.mark.root
+pytestmark = [
+    pytest.mark.root,
+    # A program ends after a run that failed. Here TensorBoard's thread lives on, and after a while
+    # writes to a folder that is gone.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 ROOT = Path(__file__).parents[1]
 DISK = 16 << 20  # bytes

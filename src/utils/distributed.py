@@ -16,14 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from src.utils.errors import USER_ERROR_EXIT_CODE, UserError, as_user_error, report
+from src.utils.errors import START_AGAIN, USER_ERROR_EXIT_CODE, UserError, as_user_error, report
 from src.utils.parent_watch import end_with_parent
 from src.utils.signals import (
     STOP_EXIT_CODES,
     STOP_SIGNALS,
     StopRequest,
     blocked,
-    exit_code_of,
     stop_forwarded_to,
     stop_requests,
 )
@@ -192,8 +191,9 @@ def _join(processes: Sequence[BaseProcess], stop: StopRequest) -> None:
             running.remove(process)
             code = process.exitcode
             if -code in STOP_SIGNALS:  # it was importing: nothing had begun
-                print("stopped before the first step", file=sys.stderr)
-                raise SystemExit(stop.exit_code or exit_code_of(-code))
+                stop.set(-code)
+                print(f"stopped by {stop} before the first step; {START_AGAIN}", file=sys.stderr)
+                raise SystemExit(stop.exit_code)
             if code != 0 and code not in STOP_EXIT_CODES:
                 deadline = time.monotonic() + GRACE_SECONDS
                 for other in running:

@@ -13,6 +13,7 @@ from src.utils.signals import Interrupted, handling, ignore_stop_signals, interr
 
 USER_ERROR_EXIT_CODE = 2
 
+START_AGAIN = "start it again, with --resume where a checkpoint has been written"
 # What users can do about a disk; other errors of the system are faults of the program.
 _FULL = "What was there before is untouched. Make room there, or write elsewhere, and start again."
 UNWRITABLE = {
@@ -52,7 +53,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
             report(mistake)
         sys.exit(USER_ERROR_EXIT_CODE)
     except Interrupted as stop:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted by {stop}; {START_AGAIN}", file=sys.stderr)
         sys.exit(stop.exit_code)
 
 

@@ -36,6 +36,9 @@ class StopRequest:
         """Whether one has come."""
         return self.exit_code != 0
 
+    def __str__(self) -> str:
+        return name_of(self.exit_code) if self.exit_code else "no signal"
+
     def set(self, number: int) -> None:
         """Note signal ``number``."""
         self.exit_code = self.exit_code or exit_code_of(number)
@@ -44,6 +47,11 @@ class StopRequest:
 def exit_code_of(number: int) -> int:
     """Exit code of a program that signal ``number`` ended."""
     return 128 + number
+
+
+def name_of(exit_code: int) -> str:
+    """The signal, such as ``SIGTERM``, behind an exit code."""
+    return signal.Signals(exit_code - 128).name
 
 
 STOP_EXIT_CODES = tuple(exit_code_of(number) for number in STOP_SIGNALS)
