@@ -524,7 +524,7 @@ ROWS = [
         "downstream_tasks/example_clips.py",
         "DOWNSAMPLE_STRIDE if data.downsample else 1",
         "1",
-        "tests/test_downstream_features.py::test_sampling_is_the_tasks_else_that_of_pretraining",
+        "tests/test_downstream_features.py::test_the_input_is_the_tasks_else_that_of_pretraining",
         "method 7: multiband data is strided by 3",
     ),
     (
