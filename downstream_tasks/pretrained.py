@@ -174,7 +174,7 @@ def _read_off_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, An
             "encoder's is [width, 1, 1, patch]. Another model's file?"
         )
     embed_dim, patch_size = shape[0], shape[-1]
-    # The time code repeats for every ROI: tokens are ROI-major (spec 1), so its period is P.
+    # The time code repeats for every ROI: tokens are ROI-major (method 1), so its period is P.
     emb_h = weights["pos_embed_proj.emb_h"]
     repeats = (emb_h == emb_h[0]).all(dim=1).nonzero().flatten().tolist()
     patches = repeats[1] if len(repeats) > 1 else len(emb_h)

@@ -1,4 +1,4 @@
-"""The model reproduces the released implementation (spec 4): outputs, loss and gradients.
+"""The model reproduces the released implementation (method 4): outputs, loss and gradients.
 
 ``tests/reference`` holds what the released code gave on tiny models with random weights.
 """

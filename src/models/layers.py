@@ -119,7 +119,7 @@ def apply_masks(x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
 
 
 def init_weights(module: nn.Module, scheme: str = "release", std: float = 0.02) -> None:
-    """Initialise every Linear and Conv2d below ``module`` (spec 3 and 9).
+    """Initialise every Linear and Conv2d below ``module`` (method 3, 9).
 
     ``release``: truncated normal of standard deviation ``std``. ``fan_in``: Linear layers get
     1 / sqrt(fan_in), which keeps the signal of a narrow network as large as its positions.

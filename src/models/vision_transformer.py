@@ -1,4 +1,4 @@
-"""The encoder: a vision transformer over patches of one ROI x some frames (spec 3)."""
+"""The encoder: a vision transformer over patches of one ROI x some frames (method 3)."""
 
 from collections.abc import Callable
 
