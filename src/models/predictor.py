@@ -1,4 +1,4 @@
-"""The predictor: guesses the target encoder's output at hidden tokens from the context (method 3)."""
+"""The predictor: guesses the target encoder's output at hidden tokens from context (method 3)."""
 
 from collections.abc import Callable
 
