@@ -2,7 +2,7 @@
 
 Sample k of a clip lies at frame `start + k * step` of its run. By stride, step is a whole number of
 frames; to a target TR, step = target TR / TR of the run, and a sample between two frames is
-interpolated linearly. The window of a clip is T steps long (spec 7); of its last step only the
+interpolated linearly. The window of a clip is T steps long (method 7); of its last step only the
 first frame is read, so a run of (T - 1) * step + 1 frames is long enough.
 """
 

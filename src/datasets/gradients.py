@@ -3,7 +3,7 @@
     python -m src.datasets.gradients --data_dir data/mine
     python -m src.datasets.gradients --data_dir data/mine --centroids_from atlas.nii.gz
 
-The file has one row per ROI, in the folder's order, and no header (spec 2). A JSON of the same name
+The file has one row per ROI, in the folder's order, and no header (method 2). A JSON of the same name
 beside it says which ROIs these are and what the numbers were computed from.
 """
 
@@ -28,7 +28,7 @@ from src.utils.errors import UserError, nearest, run_main
 from src.utils.files import replacing
 from src.utils.progress import progress_bar
 
-# The published settings (spec 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
+# The published settings (method 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
 SETTINGS = {"approach": "dm", "kernel": "normalized_angle"}
 SPARSITY = 0.9
 _MAX_CORRELATION = 1 - 1e-6  # Fisher z of 1 is infinite
@@ -92,7 +92,7 @@ def correlation(series: np.ndarray) -> np.ndarray:
 def diffusion_gradients(
     connectivity: np.ndarray, n_components: int = 30
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return BrainSpace's diffusion-map gradients [R, G] and their eigenvalues [G] (spec 2).
+    """Return BrainSpace's diffusion-map gradients [R, G] and their eigenvalues [G] (method 2).
 
     The sign of a gradient is BrainSpace's: the entry of the largest size is positive.
 
@@ -312,7 +312,7 @@ def _check_sidecar(
             "(meta.add_w: mapping takes gradients, anatomical takes centroids)."
         )
     if split != "train":
-        logger.warning("%s: computed from the %s split, not from train (spec 2)", sidecar, split)
+        logger.warning("%s: computed from the %s split, not from train (method 2)", sidecar, split)
     if roi_labels is None:
         return description
     if len(labels) != len(roi_labels):
