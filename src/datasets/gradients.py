@@ -3,8 +3,8 @@
     python -m src.datasets.gradients --data_dir data/mine
     python -m src.datasets.gradients --data_dir data/mine --centroids_from atlas.nii.gz
 
-The file has one row per ROI, in the folder's order, and no header (method 2). A JSON of the same name
-beside it says which ROIs these are and what the numbers were computed from.
+The file has one row per ROI, in the folder's order, and no header (method 2). A JSON of the same
+name beside it says which ROIs these are and what the numbers were computed from.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from src.utils.errors import UserError, nearest, run_main
 from src.utils.files import replacing
 from src.utils.progress import progress_bar
 
-# The published settings (method 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
+# As published (method 2); GradientMaps.fit adds diffusion time 0 and alpha 0.5 by default.
 SETTINGS = {"approach": "dm", "kernel": "normalized_angle"}
 SPARSITY = 0.9
 _MAX_CORRELATION = 1 - 1e-6  # Fisher z of 1 is infinite
