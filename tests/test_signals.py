@@ -210,10 +210,10 @@ def test_a_signal_after_the_last_step_ends_nothing(data, tmp_path, monkeypatch):
     """It comes while the curves are drawn: the run is finished, which is exit code 0."""
     real = train.draw_curves
 
-    def draw_curves(*args):
+    def draw_curves(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        real(*args)
+        real(*args, **options)
 
     monkeypatch.setattr(train, "draw_curves", draw_curves)
     assert train_here(tiny_config(data, tmp_path / "run"))["epoch"] == 3
