@@ -11,6 +11,7 @@ import time
 import weakref
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,7 @@ def test_resuming_a_finished_run_repeats_its_verdict_and_changes_nothing(finishe
     folder = copy_of(finished, tmp_path / "run")
     before = contents(folder)
     said = (folder / "log.txt").read_text()
+    (folder / f".{LATEST}.{uuid4().hex}").touch()  # of a process that was killed
     train_here(tiny_config(data, folder), resume=True)
     after = contents(folder)
     assert after.keys() == before.keys()
