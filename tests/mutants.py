@@ -205,24 +205,25 @@ def run_mutants(
     for mutant in mutants:
         for test in mutant.tests.split():
             by_file[test.partition("::")[0]].add(test)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(workers, _FORK, _begin, (folder,)) as pool,
-    ):
-        failing: dict[str, str] = {}
-        for found in pool.map(_failing, map(sorted, by_file.values())):
-            failing |= found
-        deadline = time.monotonic() + seconds
-        futures: dict[Future, Mutant] = {}
-        for mutant in mutants:
-            if broken := [test for test in mutant.tests.split() if test in failing]:
-                why = f"{broken[0]} fails without the mutation: {failing[broken[0]]}"
-                yield mutant, Outcome("error", why)
-            else:
-                futures[pool.submit(_outcome, mutant, deadline)] = mutant
-        for future in as_completed(futures):
-            if (outcome := future.result()) is not None:
-                yield futures[future], outcome
+    with tempfile.TemporaryDirectory() as folder:
+        pool = ProcessPoolExecutor(workers, _FORK, _begin, (folder,))
+        try:
+            failing: dict[str, str] = {}
+            for found in pool.map(_failing, map(sorted, by_file.values())):
+                failing |= found
+            deadline = time.monotonic() + seconds
+            futures: dict[Future, Mutant] = {}
+            for mutant in mutants:
+                if broken := [test for test in mutant.tests.split() if test in failing]:
+                    why = f"{broken[0]} fails without the mutation: {failing[broken[0]]}"
+                    yield mutant, Outcome("error", why)
+                else:
+                    futures[pool.submit(_outcome, mutant, deadline)] = mutant
+            for future in as_completed(futures):
+                if (outcome := future.result()) is not None:
+                    yield futures[future], outcome
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def main() -> int:
