@@ -43,7 +43,7 @@ def test_a_loading_process_does_not_grow(folder):
     data = {"data_dir": str(folder), "crop_size": [ROIS, FRAMES], "normalization": "robust"}
     config = config_from_dict({"data": data}, "a test")
     loader = DataLoader(
-        NumberedSamples(init_dataset(config, "train", None)),
+        NumberedSamples(init_dataset(config, "train", config.clip_input)),
         batch_sampler=MicroBatchSampler(PEOPLE, batch_size=BATCH, epochs=EPOCHS),
         collate_fn=init_collator(config, seed=0),
         num_workers=1,

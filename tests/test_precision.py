@@ -154,7 +154,7 @@ def one_step(config: Config, device: str) -> Callable[[], StepRecord]:
 
     The first has made the optimizer's state, as the first of every run does.
     """
-    dataset = init_dataset(config, "train", None)
+    dataset = init_dataset(config, "train", config.clip_input)
     sampler = MicroBatchSampler(
         len(dataset), batch_size=2, accumulation=config.meta.accumulation_steps, epochs=3
     )
