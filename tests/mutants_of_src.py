@@ -691,7 +691,7 @@ ROWS = [
         "src/masks/spatiotemporal.py",
         "return sample_sizes(self.settings, self._generator([0, 0, step, SIZES]))",
         "return sample_sizes(self.settings, self._generator([0, 0, 0, SIZES]))",
-        "tests/test_masks.py::test_draw_is_a_function_of_seed_step_and_rank_alone",
+        "tests/test_masks.py::test_sizes_differ_between_steps_and_not_between_ranks",
         "method 6: sizes are drawn anew for each batch",
     ),
     (
@@ -792,7 +792,7 @@ ROWS = [
         "src/pretrain_state.py",
         "if here != there:\n            found.append",
         "if False:\n            found.append",
-        "tests/test_train.py::test_resume_needs_a_checkpoint_of_this_run",
+        "tests/test_resume.py::test_two_devices_go_on_as_one_with_twice_the_batch",
         "the global batch of a run stays",
     ),
     (
@@ -856,15 +856,8 @@ ROWS = [
         "src/utils/typed.py",
         "if not math.isfinite(number):",
         "if False:",
-        "tests/test_config.py::test_a_mistake_is_one_clear_line",
+        "tests/test_typed.py::test_numbers_that_are_not_finite_are_refused",
         "a key that holds .nan or .inf is refused",
-    ),
-    (
-        "src/utils/distributed.py",
-        "if len({d.type for d in devices}) > 1:",
-        "if False:",
-        "tests/test_distributed.py::test_devices_that_are_not_there",
-        "all devices of a run are of one kind",
     ),
     (
         "src/utils/errors.py",

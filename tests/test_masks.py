@@ -419,3 +419,14 @@ def test_beta_and_gamma_can_be_switched_off():
     masks = collator.sample(2, 0)
     assert masks.beta.shape == masks.gamma.shape == (2, 0)
     assert_valid(masks, collator)
+
+
+def test_sizes_differ_between_steps_and_not_between_ranks():
+    settings = MaskSettings(450, 10)
+    first, second = (SpatiotemporalMaskCollator(settings, rank=rank) for rank in (0, 1))
+    drawn = [
+        [(sizes.context_rows, sizes.alpha_rows) for sizes in map(collator.sizes, range(20))]
+        for collator in (first, second)
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 10

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from src.config import config_from_dict
 from src.utils.errors import UserError
 from src.utils.typed import differences, merge, nested, parse_override, read_yaml
 
@@ -94,3 +95,9 @@ def test_a_base_that_is_missing_or_no_path_is_said(write):
         read_yaml(write(top="base: [a]\n"))
     with pytest.raises(UserError, match=r"bad\.yaml is not valid YAML"):
         read_yaml(write(bad="[", top="base: bad.yaml\n"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(UserError, match=r"optimization\.lr is .* a finite number"):
+        config_from_dict({"optimization": {"lr": value}}, "a test")
