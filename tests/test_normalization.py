@@ -23,9 +23,9 @@ BAD = torch.tensor([False, True, False, False, True, False])
 def test_robust(clip):
     median, iqr = torch.rand(6, 1) * 100, torch.rand(6, 1) + 1
     expected = (clip - median) / iqr
-    torch.testing.assert_close(norm.robust(clip, median, 1 / iqr, None), expected)
-    torch.testing.assert_close(norm.robust(clip, median, 1 / iqr, BAD)[~BAD], expected[~BAD])
-    assert not norm.robust(clip, median, 1 / iqr, BAD)[BAD].any()
+    torch.testing.assert_close(norm.robust(clip, None, median, 1 / iqr), expected)
+    torch.testing.assert_close(norm.robust(clip, BAD, median, 1 / iqr)[~BAD], expected[~BAD])
+    assert not norm.robust(clip, BAD, median, 1 / iqr)[BAD].any()
 
 
 @pytest.mark.parametrize("bad", [None, BAD])
@@ -59,7 +59,7 @@ def test_a_constant_clip_becomes_zero():
 def test_clips_are_never_changed_in_place(clip, bad):
     before, ones = clip.clone(), torch.ones(6, 1)
     outs = [f(clip, bad) for f in (norm.zscore_sample, norm.zscore_roi, norm.none)]
-    outs.append(norm.robust(clip, ones, ones, bad))
+    outs.append(norm.robust(clip, bad, ones, ones))
     for out in outs:
         assert out.is_contiguous()
         assert out.data_ptr() != clip.data_ptr()
