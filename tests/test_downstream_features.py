@@ -91,7 +91,7 @@ def test_the_input_is_the_tasks_else_that_of_pretraining(setting):
         ({"downsample": True}, {"stride": 3}),
         ({"downsample": False}, {"stride": 1}),
         ({"downsample": True, "stride": 2}, {"stride": 2}),
-        ({"target_tr": 3.0}, {"target_tr": 3.0}),
+        ({"target_tr": 3.0, "downsample": True}, {"target_tr": 3.0}),
     ):
         assert task_clip_input(dataclasses.replace(config, **changes), fast).sampling == sampling
     # What neither says: the paper's z-score per clip, and every frame.
