@@ -27,7 +27,7 @@ from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
 from src.utils.distributed import default_devices, is_first_process, parse_devices
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
-from src.utils.typed import parse_override
+from src.utils.yaml_config import parse_override
 
 logger = logging.getLogger(__name__)
 

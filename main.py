@@ -14,7 +14,7 @@ from src.config import Config, load_config
 from src.utils.distributed import default_devices, is_first_process, launch, parse_devices
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
-from src.utils.typed import nearest_key
+from src.utils.yaml_config import nearest_key
 
 FLAGS = ("--fname", "--devices", "--resume")
 

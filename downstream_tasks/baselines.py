@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.datasets.gradients import correlation
+from src.datasets.connectivity import correlation
 
 # Correlations are held off 1, where the Fisher z is infinite: two copies of an ROI, short clips.
 _MAX_CORRELATION = 1 - 1e-6

@@ -23,7 +23,7 @@ from downstream_tasks.pretrained import add_checkpoint_arguments, load_from_argu
 from src.datasets.clip_input import BAD_ROIS, SHORT_RUNS, ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
-from src.datasets.folder_format import SPLITS
+from src.datasets.folder.format import SPLITS
 from src.datasets.normalization import METHODS
 from src.utils.distributed import default_devices, parse_devices
 from src.utils.errors import UserError

@@ -1,4 +1,4 @@
-"""Fine-tuning of one seed: data, model, optimizer, resume, loop (spec 7, 8.6, 8.8).
+"""Fine-tuning of one seed: data, model, optimizer, resume, loop (method 7, 8.6, 8.8).
 
 Everything random is a function of (seed, step, rank), so a resumed run goes on bit for bit.
 """
@@ -24,17 +24,17 @@ from downstream_tasks.models_vit import DownstreamViT, fine_tuned_model
 from downstream_tasks.pretrained import load_pretrained
 from downstream_tasks.probes import validation_score
 from downstream_tasks.tasks import DownstreamConfig, FineTuneConfig
-from src.datasets.sampler import MicroBatchSampler, NumberedSamples
+from src.datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
 from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 from src.utils.loading import batches_of
 from src.utils.memory import Blocks, MemoryEstimate
-from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
 from src.utils.precision import autocast, has_bfloat16
 from src.utils.progress import progress_bar
 from src.utils.schedulers import WarmupCosine
 from src.utils.signals import name_of, stop_requests
+from src.utils.step_buffer import NonFiniteLoss, StepBuffer, StepRecord
 
 logger = logging.getLogger(__name__)
 

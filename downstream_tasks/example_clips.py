@@ -12,7 +12,7 @@ from downstream_tasks.encoders import Pretrained
 from downstream_tasks.tasks import DataConfig
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
 from src.datasets.fmri import FMRIDataset
-from src.datasets.folder_format import SERIES_FILE
+from src.datasets.folder.format import SERIES_FILE
 
 
 def task_clip_input(data: DataConfig, pretrained: Pretrained) -> ClipInput:

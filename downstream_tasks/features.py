@@ -125,7 +125,8 @@ def apply_control(fmri: Tensor, items: Tensor, control: Control) -> Tensor:
 def select_tokens(encoded: Tensor, grid: tuple[int, int], patch: int | None, level: str) -> Tensor:
     """Tokens ``[B, N, D]``, or those of one time patch, at a level of :func:`embed.pool`."""
     if patch is not None:
-        encoded, grid = encoded.unflatten(1, grid)[:, :, patch], (grid[0], 1)  # ROI-major (spec 1)
+        # Tokens are ROI-major (method 1).
+        encoded, grid = encoded.unflatten(1, grid)[:, :, patch], (grid[0], 1)
     return pool(encoded, level, grid)
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 from downstream_tasks.cohort import Cohort
 from downstream_tasks.heads import HeadResult, Problem, Row
 from downstream_tasks.metrics import confusion_matrix
-from src.utils.figures import save_figure
+from src.utils.curves import save_figure
 
 _COLORS = (
     *("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"),

@@ -31,7 +31,7 @@ from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import git_revision
-from src.utils.typed import differences
+from src.utils.yaml_config import differences
 
 LATEST = "finetune-latest.pth.tar"
 BEST = "finetune-best.pth.tar"

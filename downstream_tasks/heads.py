@@ -138,7 +138,7 @@ class Row:
 
 
 def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
-    """Class numbers, or the target z-scored on the training units (spec 7)."""
+    """Class numbers, or the target z-scored on the training units (method 7)."""
     if cohort.is_classification:
         counts = np.bincount(cohort.y[split.train], minlength=len(cohort.classes))
         if not counts.all():

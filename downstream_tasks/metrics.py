@@ -96,7 +96,7 @@ def regression_metrics(y: np.ndarray, predicted: np.ndarray, scale: float) -> di
     """Metrics of ``predicted`` against ``y`` (both ``[n]``, z-scored on training statistics).
 
     ``scale`` is the standard deviation of the target over the training people; ``mse_raw`` and
-    ``mae_raw`` are in the target's own unit. Correlations of a constant are NaN (spec 8.9: R2 is
+    ``mae_raw`` are in the target's own unit. Correlations of a constant are NaN (method 8.9: R2 is
     reported as R2 and Pearson r as r).
     """
     mse, mae = skm.mean_squared_error(y, predicted), skm.mean_absolute_error(y, predicted)

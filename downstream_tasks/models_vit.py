@@ -1,4 +1,4 @@
-"""The fine-tuned network: encoder, mean of all tokens, LayerNorm, linear head (spec 7)."""
+"""The fine-tuned network: encoder, mean of all tokens, LayerNorm, linear head (method 7)."""
 
 from timm.layers import global_pool_nlc, trunc_normal_
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class DownstreamViT(nn.Module):
 
         Layer 0 holds patches and positions, layer i block i - 1, and the last one what comes after:
         the encoder's norm, ``fc_norm`` and the head. Without this method, or with names that never
-        match (the release, spec 8.6), every layer gets the full learning rate.
+        match (the release, method 8.6), every layer gets the full learning rate.
         """
         stem = r"^encoder\.(?:patch_embed|pos_embed_proj)"
         block = r"^encoder\.blocks" if coarse else r"^encoder\.blocks\.(\d+)"

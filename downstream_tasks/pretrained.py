@@ -17,8 +17,8 @@ from downstream_tasks.encoders import Kind, Pretrained, freeze
 from downstream_tasks.hub import is_hub_folder, read_hub_folder
 from src.config import config_from_dict
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
-from src.datasets.gradients import load_gradients
 from src.datasets.input_profile import InputProfile
+from src.datasets.roi_features import load_gradients
 from src.models.encoder_spec import EncoderSpec
 from src.models.layers import FUSED_ATTENTION
 from src.models.pos_embed import GRADIENTS, POSITION_KINDS

@@ -1,6 +1,6 @@
 """Probes trained by gradient on frozen features, held in memory or in a file.
 
-`lars_probe` is the published linear probe (spec 7: LARS, batch normalisation without affine) for
+`lars_probe` is the published linear probe (method 7: LARS, batch normalisation without affine) for
 every learning rate and weight decay at once; `attentive_probe` pools all tokens with one learned
 query, for several learning rates at once. The validation people pick setting and epoch; everyone is
 scored with the picked weights after that.
@@ -24,7 +24,7 @@ from downstream_tasks.tasks import AttentiveProbeConfig, LinearProbeConfig
 from src.utils.progress import progress_bar
 from src.utils.schedulers import WarmupCosine
 
-_LARS_MOMENTUM = 0.9  # spec 7
+_LARS_MOMENTUM = 0.9  # method 7
 _LARS_TRUST, _LARS_EPS = 1e-3, 1e-8  # timm's defaults, which are those of MAE's probe
 _HEAD_INIT_STD = 0.01
 _BN_EPS = 1e-6

@@ -16,7 +16,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from downstream_tasks.cohort import Cohort
 from downstream_tasks.tasks import SplitConfig
-from src.datasets.folder_format import SPLITS
+from src.datasets.folder.format import SPLITS
 from src.utils.errors import UserError
 from src.utils.files import replacing
 

@@ -45,7 +45,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     if results["published"]:
         values = ", ".join(f"{METRIC_TITLES[m]} {v:g}" for m, v in results["published"].items())
         parts.append(
-            f"Published for this task (spec 7; fine-tuned ViT-B, the authors' data and splits): "
+            f"Published for this task (method 7; fine-tuned ViT-B, the authors' data and splits): "
             f"{values}. Numbers from other people, splits or synthetic data are not comparable."
         )
     if confusion := _confusion(results):

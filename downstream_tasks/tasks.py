@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from downstream_tasks.metrics import metric_names
 from src.datasets.normalization import Method
 from src.utils.errors import UserError, nearest
-from src.utils.typed import (
+from src.utils.yaml_config import (
     NOT_EMPTY,
     Count,
     Grid,

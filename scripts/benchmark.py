@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config import Config, load_config
 from src.datasets.fmri import FMRIDataset
-from src.datasets.synthetic import write_synthetic
+from src.datasets.prepare.synthetic import write_synthetic
 from src.helper import init_collator, init_model, init_opt
 from src.train import train_step
 from src.utils.distributed import default_devices, parse_devices

@@ -1,4 +1,4 @@
-"""Join result folders of downstream_eval.py into one table, beside the published numbers (spec 7).
+"""Join result folders of downstream_eval.py into one table, beside published numbers (method 7).
 
     python scripts/compare_results.py output_dirs
     python scripts/compare_results.py output_dirs/hca_sex/fine_tune output_dirs/hca_sex/logistic

@@ -28,11 +28,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from src.datasets.folder import DataFolder  # noqa: E402
-from src.datasets.gradients import diffusion_gradients, load_gradients  # noqa: E402
-from src.datasets.synthetic import FAMILIES, Population, make_atlas  # noqa: E402
+from src.datasets.prepare.gradients import diffusion_gradients  # noqa: E402
+from src.datasets.prepare.population import FAMILIES, Population, make_atlas  # noqa: E402
+from src.datasets.roi_features import load_gradients  # noqa: E402
+from src.masks.collator import SpatiotemporalMaskCollator  # noqa: E402
 from src.masks.draw import BLOCK_COLORS, block_grid, rows_by_block  # noqa: E402
-from src.masks.sampler import MaskSettings  # noqa: E402
-from src.masks.spatiotemporal import SpatiotemporalMaskCollator  # noqa: E402
+from src.masks.spatiotemporal import MaskSettings  # noqa: E402
 from src.utils.errors import UserError, run_main  # noqa: E402
 
 INK, MUTED, FRAME, PAPER = "#24292f", "#6e7781", "#d0d7de", "#ffffff"

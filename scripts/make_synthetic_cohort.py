@@ -9,7 +9,7 @@ people is real, and a score on such a cohort says only that the evaluation works
 An effect is a direction in family-to-family gains (`TRAITS`; see `personal_mixing`), along which
 people vary anyway, with SD 1. `--effect E` moves the two classes E x size SDs apart (Cohen's d),
 or a person by E x size per SD of a continuous trait. Sizes are such that with E = 1, the default,
-linear models on FC score about what spec 7 reports; with 0 there is nothing to find.
+linear models on FC score about what method 7 reports; with 0 there is nothing to find.
 """
 
 import argparse
@@ -25,9 +25,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.datasets.folder import DataFolder
-from src.datasets.folder_writer import FolderWriter
-from src.datasets.people import split_by_count
-from src.datasets.synthetic import FAMILIES, FAMILY_SPREAD, GROUP_FC, Population, already_made
+from src.datasets.folder.writer import FolderWriter
+from src.datasets.prepare.population import FAMILIES, FAMILY_SPREAD, GROUP_FC, Population
+from src.datasets.prepare.splits import split_by_count
+from src.datasets.prepare.synthetic import already_made
 from src.utils.errors import UserError, run_main
 from src.utils.progress import progress_bar
 
@@ -128,7 +129,7 @@ PRESETS = {
         (60, 15, 36, 100),
         {"sex": 0.56},
         ("neuroticism", "flanker"),
-        note="HCP-Aging: n, TR and frames as in spec 7, ages and sex ratio of the study",
+        note="HCP-Aging: n, TR and frames as in method 7, ages and sex ratio of the study",
     ),
     "adni": Preset(
         189,
@@ -137,7 +138,7 @@ PRESETS = {
         (73, 7, 55, 95),
         {"sex": 0.5, "diagnosis": 0.76, "amyloid": 0.55},
         known={"amyloid": 100},
-        note="ADNI: n as in spec 7, the basic protocol of ADNI-3; MCI share from the published "
+        note="ADNI: n as in method 7, the basic protocol of ADNI-3; MCI share from the published "
         "accuracy and F1, which about three quarters of positives explain",
     ),
     "macc": Preset(
@@ -146,7 +147,7 @@ PRESETS = {
         180,
         (72, 8, 50, 95),
         {"sex": 0.55, "diagnosis": 0.5},
-        note="MACC: n as in spec 7; TR, frames, ages and class balance are plausible, not known",
+        note="MACC: n as in method 7; TR, frames, ages and class balance are plausible, not known",
     ),
     "ukb": Preset(
         1000,
@@ -154,7 +155,7 @@ PRESETS = {
         490,
         (64, 7.5, 44, 83),
         {"sex": 0.53},
-        note="UK Biobank: TR and frames as in spec 7, ages and sex ratio of its imaging study",
+        note="UK Biobank: TR and frames as in method 7, ages and sex ratio of its imaging study",
     ),
     "oasis3": Preset(
         200,
@@ -290,7 +291,7 @@ def make_cohort(
     if already_made(out, provenance):
         print(f"{out} is there already, nothing to do.")
         return DataFolder(out)
-    # The population of src.datasets.synthetic, so that a model trained on that fits.
+    # The population of src.datasets.prepare.synthetic, so that a model trained on that fits.
     population = Population.draw(n_rois, group_fc, seed=0)
     rng = np.random.default_rng([seed, 0])
     people, shift = draw_people(preset, rng, families=families, sites=sites)

@@ -51,11 +51,11 @@ python() {
 }
 
 echo "== 1/4 Demo data: 33 people, 98 runs x 122 ROIs"
-python -m src.datasets.demo connattractor --out "$data"
+python -m src.datasets.prepare.demo connattractor --out "$data"
 
 echo "== 2/4 Functional gradients of the training people"
 if [ ! -f "$data/gradients.csv" ]; then
-    python -m src.datasets.gradients --data_dir "$data" --out "$data/gradients.csv"
+    python -m src.datasets.prepare.gradients --data_dir "$data" --out "$data/gradients.csv"
 fi
 
 echo "== 3/4 Pretraining (some minutes on 2 CPU cores)"

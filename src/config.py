@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from src.datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRuns
-from src.datasets.normalization import Method
-from src.masks.sampler import MaskSettings
-from src.models.encoder_spec import EncoderSpec
-from src.models.vision_transformer import SIZES
-from src.utils.errors import UserError
-from src.utils.typed import (
+from .datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRuns
+from .datasets.normalization import Method
+from .masks.spatiotemporal import MaskSettings
+from .models.encoder_spec import EncoderSpec
+from .models.vision_transformer import SIZES
+from .utils.errors import UserError
+from .utils.yaml_config import (
     Count,
     Fraction,
     Limit,

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src.config import Config
-from src.datasets.clip_input import ClipInput
-from src.datasets.fmri import FMRIDataset
-from src.datasets.gradients import load_gradients
-from src.masks.spatiotemporal import SpatiotemporalMaskCollator
-from src.models.jepa import Networks
-from src.models.pos_embed import GRADIENTS
-from src.models.vision_transformer import VisionTransformerPredictor
-from src.utils.checkpoint import find_checkpoint, load_checkpoint, load_network
-from src.utils.errors import UserError
-from src.utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
+from .config import Config
+from .datasets.clip_input import ClipInput
+from .datasets.fmri import FMRIDataset
+from .datasets.roi_features import load_gradients
+from .masks.collator import SpatiotemporalMaskCollator
+from .models.jepa import Networks
+from .models.pos_embed import GRADIENTS
+from .models.vision_transformer import VisionTransformerPredictor
+from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
+from .utils.errors import UserError
+from .utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def init_roi_features(config: Config, dataset: FMRIDataset, stored: Tensor | Non
     if config.data.gradient_csv_path is None:
         raise UserError(
             f"meta.add_w is '{config.meta.add_w}', which needs data.gradient_csv_path. Compute one "
-            f"with: python -m src.datasets.gradients --data_dir {config.data.data_dir}"
+            f"with: python -m src.datasets.prepare.gradients --data_dir {config.data.data_dir}"
         )
     features = load_gradients(
         config.data.gradient_csv_path,
@@ -130,7 +130,7 @@ def load_weights(networks: Networks, path: str | Path) -> None:
 def init_opt(
     encoder: nn.Module, predictor: nn.Module, config: Config, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
-    """AdamW with no decay on biases and norms, and the run's schedule (spec 7)."""
+    """AdamW with no decay on biases and norms, and the run's schedule (method 7)."""
     parameters = [p for net in (encoder, predictor) for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.config import Config
-from src.datasets.clip_input import ClipInput
-from src.helper import Networks, init_collator, init_dataset
-from src.models.jepa import jepa_targets
-from src.utils.ridge import RidgeSums
+from .config import Config
+from .datasets.clip_input import ClipInput
+from .helper import Networks, init_collator, init_dataset
+from .models.jepa import jepa_targets
+from .utils.ridge import RidgeSums
 
 COLUMNS = ("r2", "r2_clip_constant", "r2_swapped", "variance", "variance_share", "rankme")
 N_MASKS = 4  # drawn once, the same for every sample and every measurement

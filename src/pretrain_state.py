@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.config import Config
-from src.datasets.fingerprint import runs_fingerprint
-from src.datasets.fmri import FMRIDataset
-from src.datasets.input_profile import InputProfile
-from src.models.jepa import Networks
-from src.models.pos_embed import GRADIENTS
-from src.utils.checkpoint import (
+from .config import Config
+from .datasets.fmri import FMRIDataset
+from .datasets.folder.fingerprint import runs_fingerprint
+from .datasets.input_profile import InputProfile
+from .models.jepa import Networks
+from .models.pos_embed import GRADIENTS
+from .utils.checkpoint import (
     NETWORKS,
     PREFIX,
     CheckpointWriter,
@@ -26,9 +26,9 @@ from src.utils.checkpoint import (
     on_host,
     require_keys,
 )
-from src.utils.distributed import Ranks
-from src.utils.errors import UserError
-from src.utils.typed import differences
+from .utils.distributed import Ranks
+from .utils.errors import UserError
+from .utils.yaml_config import differences
 
 # What may differ between a run and its continuation without changing the result's meaning.
 FREE_TO_CHANGE = {
@@ -71,7 +71,7 @@ class PretrainState:
         roi_labels, atlas: the ROIs in their order.
         n_clips: runs that clips are cut from.
         training_people: their sorted participant ids.
-        runs_fingerprint: of these runs, :func:`src.datasets.fingerprint.runs_fingerprint`.
+        runs_fingerprint: of these runs, :func:`src.datasets.folder.fingerprint.runs_fingerprint`.
         begun_from: ``file`` and ``step`` of the ``read_checkpoint`` that the run went on from.
         revision: of the code.
         path: the file that the state was read from; not in the file.

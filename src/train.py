@@ -1,4 +1,4 @@
-"""Pretraining, top to bottom: data, model, optimizer, resume, loop (spec 5)."""
+"""Pretraining, top to bottom: data, model, optimizer, resume, loop (method 5)."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from src import monitors
-from src.config import Config
-from src.datasets.sampler import MicroBatchSampler, NumberedSamples
-from src.helper import (
+from . import monitors
+from .config import Config
+from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
+from .helper import (
     init_collator,
     init_dataset,
     init_model,
@@ -23,20 +23,20 @@ from src.helper import (
     init_roi_features,
     load_weights,
 )
-from src.journal import describe, describe_memory, describe_start, report_monitors, report_step
-from src.masks.draw import draw_masks
-from src.models.jepa import Networks
-from src.pretrain_state import PretrainState, state_to_go_on_from
-from src.utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
-from src.utils.distributed import Ranks
-from src.utils.figures import draw_curves
-from src.utils.loading import batches_of
-from src.utils.logging import RunLog, git_revision, setup_logging
-from src.utils.meters import NonFiniteLoss, StepBuffer, StepRecord
-from src.utils.precision import autocast
-from src.utils.progress import progress_bar
-from src.utils.schedulers import Schedule
-from src.utils.signals import name_of, stop_requests
+from .masks.draw import draw_masks
+from .models.jepa import Networks
+from .pretrain_state import PretrainState, state_to_go_on_from
+from .run_report import describe, describe_memory, describe_start, report_monitors, report_step
+from .utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
+from .utils.curves import draw_curves
+from .utils.distributed import Ranks
+from .utils.loading import batches_of
+from .utils.logging import RunLog, git_revision, setup_logging
+from .utils.precision import autocast
+from .utils.progress import progress_bar
+from .utils.schedulers import Schedule
+from .utils.signals import name_of, stop_requests
+from .utils.step_buffer import NonFiniteLoss, StepBuffer, StepRecord
 
 logger = logging.getLogger(__name__)
 

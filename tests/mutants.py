@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # started as a program, it finds the tables in its own folder only
 TIMEOUT = 300  # seconds that the tests of one mutant may take
 FAILED = 1  # pytest's exit code: tests ran, and some failed
 # What every test imports, read once and then shared by all the processes that are forked.
@@ -80,8 +81,8 @@ class Outcome(NamedTuple):
 
 def table() -> list[Mutant]:
     """All rows."""
-    from mutants_of_downstream_tasks import ROWS as DOWNSTREAM_ROWS
-    from mutants_of_src import ROWS as SRC_ROWS
+    from tests.mutants_of_downstream_tasks import ROWS as DOWNSTREAM_ROWS
+    from tests.mutants_of_src import ROWS as SRC_ROWS
 
     return [Mutant(*row) for row in (*SRC_ROWS, *DOWNSTREAM_ROWS)]
 
@@ -157,8 +158,10 @@ def _run_pytest(copy: Copy, arguments: Sequence[str], output: Path) -> None:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     os.chdir(copy.root)
-    here = str(Path(__file__).resolve().parent)
-    sys.path[:] = [str(copy.root), *(entry for entry in sys.path if entry not in ("", here))]
+    ours = ("", str(ROOT), str(ROOT / "tests"))  # the copy's modules, not those of the checkout
+    sys.path[:] = [str(copy.root), *(entry for entry in sys.path if entry not in ours)]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
     options = ["-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", f"--basetemp={copy.scratch}"]
     code = pytest.main([*options, *arguments])
     sys.stdout.flush()

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from src.config import Config, config_from_dict, load_config
-from src.masks.sampler import MaskSettings
+from src.masks.spatiotemporal import MaskSettings
 from src.utils.errors import UserError
-from src.utils.typed import key_names
+from src.utils.yaml_config import key_names
 
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from downstream_helpers import labelled_folder, write_checkpoint
-from pretraining_helpers import make_data, read_latest, tiny_config, tiny_values
 
 import downstream_eval
 from src import train
 from src.utils.distributed import Ranks
 from src.utils.errors import as_user_error, run_main
 from src.utils.logging import TensorBoard
+from tests.conftest import make_data, read_latest, tiny_config, tiny_values
+from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
 pytestmark = [
     pytest.mark.root,
@@ -107,7 +107,7 @@ def command(module: str) -> Callable[..., Callable[[], None]]:
 
 def synthetic(inputs: Path, out: Path) -> Callable[[], None]:
     sizes = ("--n_people", 12, "--n_rois", 60, "--frames", 200, "--valid", 2, "--test", 2)
-    return command("src.datasets.synthetic")("--out", out, *sizes)
+    return command("src.datasets.prepare.synthetic")("--out", out, *sizes)
 
 
 def synthetic_cohort(inputs: Path, out: Path) -> Callable[[], None]:
@@ -118,7 +118,7 @@ def synthetic_cohort(inputs: Path, out: Path) -> Callable[[], None]:
 def gradients(inputs: Path, out: Path) -> Callable[[], None]:
     data = labelled_folder(inputs / "data", people=6, frames=60)
     options = ("--n_components", 3, "--out", out / "gradients.csv")
-    return command("src.datasets.gradients")("--data_dir", data, *options)
+    return command("src.datasets.prepare.gradients")("--data_dir", data, *options)
 
 
 def import_ukb(inputs: Path, out: Path) -> Callable[[], None]:
@@ -133,7 +133,7 @@ def import_ukb(inputs: Path, out: Path) -> Callable[[], None]:
         for name, rows in labels.items():
             values = rng.normal(1000, 10, (len(rows), 100))
             pd.DataFrame(values, pd.Index(rows, name="label_name")).to_csv(folder / name)
-    return command("src.datasets.import_ukb")("--root", inputs, "--out", out, "--workers", 1)
+    return command("src.datasets.prepare.ukb")("--root", inputs, "--out", out, "--workers", 1)
 
 
 def import_hcpa(inputs: Path, out: Path) -> Callable[[], None]:
@@ -141,7 +141,7 @@ def import_hcpa(inputs: Path, out: Path) -> Callable[[], None]:
         torch.save(list(torch.randn(8, 60, 100)), inputs / f"hca450_{split}_x.pt")
         torch.save([0, 1] * 4, inputs / f"hca450_{split}_y.pt")
     flags = ("--root", inputs, "--target", "sex", "--out", out)
-    return command("src.datasets.import_hcpa")(*flags)
+    return command("src.datasets.prepare.hcpa")(*flags)
 
 
 def import_arrow(inputs: Path, out: Path) -> Callable[[], None]:
@@ -158,7 +158,7 @@ def import_arrow(inputs: Path, out: Path) -> Callable[[], None]:
             columns = ([f"p{person}"], [1], [0.8], [series])
             arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return command("src.datasets.import_arrow")("--root", root, "--out", out)
+    return command("src.datasets.prepare.arrow")("--root", root, "--out", out)
 
 
 def downstream(*arguments: object) -> Callable[[], None]:
@@ -357,7 +357,7 @@ def test_a_folder_that_ran_out_of_room_is_gone_on_with(disk, tmp_path, capsys):
     assert (code, len(errors)) == (2, 1)
     assert not (disk.path / "out" / "participants.tsv").exists()
     disk.leave(DISK // 2)
-    again = command("src.datasets.import_ukb")
+    again = command("src.datasets.prepare.ukb")
     flags = ("--root", inputs, "--workers", 1, "--out")
     assert ended(again(*flags, disk.path / "out"), capsys) == (0, [])
     assert ended(again(*flags, tmp_path / "whole"), capsys) == (0, [])

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretraining_helpers import flat_weights, read_latest, tiny_config, tiny_values, train_here
 
 from src import train
 from src.config import Config, config_from_dict
@@ -14,6 +13,7 @@ from src.helper import init_model, load_weights
 from src.models.jepa import Networks
 from src.utils.checkpoint import NETWORKS, network_state, save_checkpoint
 from src.utils.errors import UserError
+from tests.conftest import flat_weights, read_latest, tiny_config, tiny_values, train_here
 
 REFERENCE = Path(__file__).parent / "reference"
 CPU = torch.device("cpu")

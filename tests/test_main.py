@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from pretraining_helpers import tiny_config, train_here
 
 import main
 from src.config import load_config
 from src.utils.distributed import default_devices
 from src.utils.errors import UserError
+from tests.conftest import tiny_config, train_here
 
 ROOT = Path(__file__).parents[1]
 DEBUG = "configs/debug.yaml"

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from pretraining_helpers import FRAMES, ROIS, tiny_config
 from torch import nn
 
 from src import monitors
@@ -13,6 +12,7 @@ from src.config import config_from_dict
 from src.helper import Networks, init_collator
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
+from tests.conftest import FRAMES, ROIS, tiny_config
 
 SAMPLES, TOKENS, WIDTH = 12, 10, 8
 MASKS = [

@@ -3,20 +3,21 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from mutants import ROOT, table
+
+from tests.mutants import ROOT, table
 
 TIMEOUT = 600  # seconds
 
 # One of each outcome, in the words of the last column.
 EVERY_OUTCOME = """
-from mutants import Mutant, run_mutants
+from tests.mutants import Mutant, run_mutants
 
 FILE, OLD = "src/utils/schedulers.py", "min(1.0, (step - 1) / max(1, self.total - 1))"
-MOMENTUM = "tests/test_schedulers.py::test_momentum_starts_at_the_first_and_ends_at_exactly_one"
-DECAY = "tests/test_schedulers.py::test_weight_decay_rises_to_its_final_value"
+TESTS = "tests/utils/test_schedulers.py"
+MOMENTUM = f"{TESTS}::test_momentum_starts_at_the_first_and_ends_at_exactly_one"
+DECAY = f"{TESTS}::test_weight_decay_rises_to_its_final_value"
 ROWS = [
     (FILE, OLD, "0.5", MOMENTUM, "died"),
     (FILE, OLD, "0.5", f"{DECAY} {MOMENTUM}", "died"),
@@ -63,7 +64,7 @@ def test_the_outcomes_are_told_apart_and_the_checkout_is_untouched():
     before = (ROOT / "src/utils/schedulers.py").read_bytes()
     done = subprocess.run(
         [sys.executable, "-c", EVERY_OUTCOME],
-        cwd=Path(__file__).parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

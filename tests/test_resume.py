@@ -18,7 +18,15 @@ import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
-from pretraining_helpers import (
+
+from src import pretrain_state, train
+from src.config import Config
+from src.datasets.folder import DataFolder
+from src.datasets.folder.fingerprint import runs_fingerprint
+from src.datasets.prepare.synthetic import write_synthetic
+from src.utils.distributed import Ranks, launch
+from src.utils.errors import UserError
+from tests.conftest import (
     COMPONENTS,
     ROIS,
     flat_weights,
@@ -26,14 +34,6 @@ from pretraining_helpers import (
     tiny_config,
     train_here,
 )
-
-from src import pretrain_state, train
-from src.config import Config
-from src.datasets.fingerprint import runs_fingerprint
-from src.datasets.folder import DataFolder
-from src.datasets.synthetic import write_synthetic
-from src.utils.distributed import Ranks, launch
-from src.utils.errors import UserError
 
 LATEST = "jepa-latest.pth.tar"
 CPU = torch.device("cpu")

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pretraining_helpers import (
+
+from src import train
+from src.datasets.folder import DataFolder
+from src.utils.errors import UserError
+from tests.conftest import (
     flat_weights,
     overflowing,
     read_latest,
@@ -23,10 +27,6 @@ from pretraining_helpers import (
     train_here,
     train_until_stopped,
 )
-
-from src import train
-from src.datasets.folder import DataFolder
-from src.utils.errors import UserError
 
 TIMEOUT = 240  # seconds; a hang is a failure
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining_helpers import COMPONENTS, FRAMES, ROIS, tiny_config
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -15,8 +14,9 @@ from src.helper import init_model, init_opt
 from src.models.jepa import Networks
 from src.train import train_step
 from src.utils.distributed import Ranks, launch
-from src.utils.meters import StepRecord
 from src.utils.precision import autocast
+from src.utils.step_buffer import StepRecord
+from tests.conftest import COMPONENTS, FRAMES, ROIS, tiny_config
 
 CPU = torch.device("cpu")
 FLOAT32 = autocast(CPU, use_bfloat16=False)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.datasets.clips import even_starts, frame_steps, frames_needed, samples_available, take_clip
-from src.datasets.normalization import METHODS, ROBUST_METHODS, Method, normalizer
-from src.datasets.statistics import check_statistics
-from src.utils.errors import UserError, nearest
+from ..utils.errors import UserError, nearest
+from .clips import even_starts, frame_steps, frames_needed, samples_available, take_clip
+from .folder.statistics import check_statistics
+from .normalization import METHODS, ROBUST_METHODS, Method, normalizer
 
 ShortRuns = Literal["error", "pad", "skip"]
 BadRois = Literal["exclude", "zero"]

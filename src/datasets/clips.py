@@ -9,7 +9,7 @@ first frame is read, so a run of (T - 1) * step + 1 frames is long enough.
 import numpy as np
 import torch
 
-from src.utils.errors import UserError
+from ..utils.errors import UserError
 
 _WHOLE_TOLERANCE = 1e-4  # of a frame per step: 0.016 frames of drift over 160 samples
 _MASK64 = (1 << 64) - 1

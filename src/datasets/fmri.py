@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from src.datasets.clip_input import ClipInput
-from src.datasets.clips import (
+from ..utils.errors import UserError
+from .clip_input import ClipInput
+from .clips import (
     even_starts,
     frames_needed,
     random_start,
     samples_available,
     take_clip,
 )
-from src.datasets.folder import DataFolder
-from src.datasets.normalization import ROBUST_METHODS
-from src.datasets.statistics import stored_statistics
-from src.utils.errors import UserError
+from .folder import DataFolder
+from .folder.statistics import stored_statistics
+from .normalization import ROBUST_METHODS
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from src.datasets.fmri import FMRIDataset
+from .fmri import FMRIDataset
 
 _RUNS = 64  # that a profile is measured on
 _SHARE_DIFFERENCE = 0.25

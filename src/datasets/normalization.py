@@ -7,7 +7,7 @@ zscore_roi     the same for each ROI of the clip by itself
 none           the values as stored
 
 ``robust`` is the release's for UKB, ``zscore_sample`` its downstream one (method 7). The statistics
-that the first two need are in :mod:`src.datasets.statistics`.
+that the first two need are in :mod:`src.datasets.folder.statistics`.
 """
 
 import math

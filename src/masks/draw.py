@@ -9,8 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from src.masks.sampler import MaskBatch
-from src.utils.figures import save_figure
+from ..utils.curves import save_figure
+from .spatiotemporal import MaskBatch
 
 BLOCK_COLORS = {  # in the order in which blocks are painted over each other
     "unused": "#e9ebee",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from src.models.vision_transformer import SIZES, VisionTransformer
+from .vision_transformer import SIZES, VisionTransformer
 
 
 @dataclass(frozen=True)

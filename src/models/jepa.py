@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
-from src.utils.distributed import Ranks
+from ..utils.data_parallel import clear_gradients, data_parallel, no_sync
+from ..utils.distributed import Ranks
 
 
 @torch.no_grad()

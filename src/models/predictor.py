@@ -6,7 +6,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from src.models.layers import (
+from .layers import (
     LAYER_NORM,
     apply_masks,
     as_list,
@@ -14,7 +14,7 @@ from src.models.layers import (
     init_weights,
     run_blocks,
 )
-from src.models.pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
+from .pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
 
 
 class VisionTransformerPredictor(nn.Module):

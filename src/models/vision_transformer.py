@@ -5,7 +5,7 @@ from collections.abc import Callable
 from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
-from src.models.layers import (
+from .layers import (
     LAYER_NORM,
     apply_masks,
     attention_map,
@@ -14,8 +14,8 @@ from src.models.layers import (
     init_weights,
     run_blocks,
 )
-from src.models.pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
-from src.models.predictor import VisionTransformerPredictor
+from .pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
+from .predictor import VisionTransformerPredictor
 
 __all__ = [
     "SIZES",

@@ -19,8 +19,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from src.utils.errors import UserError, as_user_error
-from src.utils.files import replacing
+from .errors import UserError, as_user_error
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ NETWORKS = ("encoder", "predictor", "target_encoder")
 
 
 def checkpoint_path(folder: str | Path, tag: str, epoch: int | None = None) -> Path:
-    """``<tag>-latest.pth.tar``, or ``<tag>-ep<N>.pth.tar``: the state after N epochs (spec 8.5)."""
+    """``<tag>-latest.pth.tar``; ``<tag>-ep<N>.pth.tar``: the state after N epochs (method 8.5)."""
     name = "latest" if epoch is None else f"ep{epoch}"
     return Path(folder) / f"{tag}-{name}.pth.tar"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from src.utils.distributed import Ranks
+from .distributed import Ranks
 
 
 def data_parallel(module: nn.Module, ranks: Ranks, accumulation_steps: int = 1) -> nn.Module:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from src.utils.errors import START_AGAIN, USER_ERROR_EXIT_CODE, UserError, as_user_error, report
-from src.utils.parent_watch import end_with_parent
-from src.utils.signals import (
+from .errors import START_AGAIN, USER_ERROR_EXIT_CODE, UserError, as_user_error, report
+from .parent_watch import end_with_parent
+from .signals import (
     STOP_EXIT_CODES,
     STOP_SIGNALS,
     StopRequest,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from src.utils.signals import Interrupted, handling, ignore_stop_signals, interrupt
+from .signals import Interrupted, handling, ignore_stop_signals, interrupt
 
 USER_ERROR_EXIT_CODE = 2
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from src.utils.parent_watch import end_with_parent
-from src.utils.signals import STOP_SIGNALS, blocked, ignore_stop_signals
+from .parent_watch import end_with_parent
+from .signals import STOP_SIGNALS, blocked, ignore_stop_signals
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from src.utils.errors import UserError, as_user_error
-from src.utils.files import naming, replacing
+from .errors import UserError, as_user_error
+from .files import naming, replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"

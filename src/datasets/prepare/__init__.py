@@ -1,0 +1,1 @@
+"""Every way into a data-set folder, and the gradients computed from one."""

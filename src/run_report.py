@@ -1,0 +1,192 @@
+"""What a run says while it goes on: its description, its steps, its monitors."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from .config import Config
+from .datasets.fmri import FMRIDataset
+from .datasets.micro_batches import MicroBatchSampler
+from .masks.spatiotemporal import MaskBatch
+from .models.jepa import Networks
+from .monitors import FixedClips
+from .pretrain_state import PretrainState
+from .utils.distributed import Ranks
+from .utils.files import naming, write_text
+from .utils.logging import RunLog
+from .utils.memory import Blocks, MemoryEstimate
+from .utils.precision import has_bfloat16
+from .utils.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
+
+
+def describe_start(state: PretrainState, folder: Path) -> None:
+    """Write the run's configuration and revision, and say where it goes on from."""
+    text = yaml.safe_dump(state.config, sort_keys=False)
+    write_text(folder / "params-ijepa.yaml", text)
+    revisions = folder / "revision.txt"
+    with naming(revisions), revisions.open("a") as file:
+        file.write(f"{state.revision} from step {state.step}\n")
+    if state.path is not None:
+        logger.info("going on from %s, after step %d", state.path, state.step)
+        if state.begun_from:
+            logger.info("the run began from %(file)s, after step %(step)d", state.begun_from)
+    elif named := state.config["meta"]["read_checkpoint"]:
+        logger.warning(
+            "meta.read_checkpoint is %s and is not read: nothing asks to go on with a run. Add "
+            "--resume, or meta.load_checkpoint=true.",
+            named,
+        )
+
+
+def describe(
+    config: Config,
+    dataset: FMRIDataset,
+    held_out: FixedClips,
+    sampler: MicroBatchSampler,
+    networks: Networks,
+    ranks: Ranks,
+) -> None:
+    """Say what is about to be trained on what."""
+    accumulation, batch = config.meta.accumulation_steps, config.data.batch_size
+    parameters = {
+        name: sum(p.numel() for p in getattr(networks, name).parameters()) / 1e6
+        for name in ("encoder", "predictor")
+    }
+    rois, patches = config.grid
+    logger.info(
+        "%s: %d training runs x %d clips = %d clips per epoch, %d held-out clips, from %s; "
+        "normalization: %s",
+        dataset.folder.atlas,
+        len(dataset),
+        config.data.repeats,
+        len(dataset) * config.data.repeats,
+        len(held_out),
+        config.data.data_dir,
+        dataset.clip_input.normalization,
+    )
+    _describe_time(config, dataset)
+    logger.info(
+        "%s: encoder %.1f M parameters, predictor %.1f M; %d ROIs x %d patches = %d tokens",
+        config.meta.model_name,
+        parameters["encoder"],
+        parameters["predictor"],
+        rois,
+        patches,
+        rois * patches,
+    )
+    logger.info(
+        "global batch %d = %d per device x %d accumulation steps x %d devices (%s); "
+        "%d steps per epoch, %d epochs",
+        batch * accumulation * ranks.world_size,
+        batch,
+        accumulation,
+        ranks.world_size,
+        ranks.device,
+        sampler.steps_per_epoch,
+        config.optimization.epochs,
+    )
+
+
+def describe_memory(
+    config: Config, networks: Networks, masks: Sequence[MaskBatch], ranks: Ranks
+) -> None:
+    """Say what a training step takes of the memory that is there.
+
+    Tokens are those of the largest of ``masks``. Activations are those that the encoder keeps of
+    the context and the predictor of context and targets, or, if that is more, those that pass
+    through the target encoder, which sees all tokens and keeps none.
+    """
+    bfloat16 = config.meta.use_bfloat16 and has_bfloat16(ranks.device)
+    context = max(batch.context.shape[1] for batch in masks)
+    hidden = max(batch.targets.shape[1] for batch in masks)
+    encoder, predictor, target = (
+        Blocks.from_modules(
+            blocks,
+            config.data.batch_size,
+            tokens,
+            bfloat16=bfloat16,
+            recompute=config.meta.gradient_checkpointing,
+        )
+        for blocks, tokens in (
+            (networks.encoder.blocks, context),
+            (networks.predictor.predictor_blocks, context + hidden),
+            (networks.target_encoder.blocks, math.prod(config.grid)),
+        )
+    )
+    kept = encoder.activations() + predictor.activations()
+    MemoryEstimate.from_modules(
+        [networks.encoder, networks.predictor],
+        [networks.target_encoder],
+        max(kept, target.passing()),
+    ).report(
+        ranks.device,
+        ranks.world_size,
+        "Lower data.batch_size (and raise meta.accumulation_steps), or set "
+        "meta.gradient_checkpointing=true.",
+    )
+
+
+def _describe_time(config: Config, dataset: FMRIDataset) -> None:
+    """Seconds between the samples of a clip: striding does not make them equal over runs."""
+    frames, patch = config.data.crop_size[1], config.mask.patch_size
+    intervals = sorted(set(dataset.sample_intervals.round(4).tolist()))
+    shortest, longest = intervals[0], intervals[-1]
+    seconds = f"{shortest:g}" if len(intervals) == 1 else f"{shortest:g} to {longest:g}"
+    logger.info(
+        "a sample every %s s: %d frames are %.0f s, a patch of %d is %.0f s",
+        seconds,
+        frames,
+        frames * longest,
+        patch,
+        patch * longest,
+    )
+    if len(intervals) > 1:
+        logger.warning("runs of different TR are mixed; data.target_tr would bring them to one")
+    if longest > SLOWEST_SAMPLING:
+        logger.warning(
+            "a sample every %g s is slow for BOLD; is meta.downsample (every third frame, meant "
+            "for a TR of about 0.7 s) right for these data?",
+            longest,
+        )
+
+
+def report_step(
+    row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: ProgressBar
+) -> None:
+    """One line of the log, TensorBoard and the progress bar."""
+    bar.set_postfix(loss=f"{row['loss']:.4f}")
+    logger.info(
+        "epoch %d step %d/%d loss %.4f grad norm %.3f lr %.2e (%.0f ms/step)",
+        row["epoch"],
+        step,
+        total_steps,
+        row["loss"],
+        row["grad_norm"],
+        row["lr"],
+        row["time (ms)"],
+    )
+    names = ("loss", "grad_norm", "lr", "weight_decay", "momentum", "time (ms)")
+    log.scalars({f"train/{name}": row[name] for name in names}, step)
+
+
+def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
+    """What held-out people say, in the log and TensorBoard."""
+    logger.info(
+        "held-out people after step %d: R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
+        "variance %.4g (%.1f %% of the total) RankMe %.1f",
+        step,
+        values["r2"],
+        values["r2_clip_constant"],
+        values["r2_swapped"],
+        values["variance"],
+        100 * values["variance_share"],
+        values["rankme"],
+    )
+    log.scalars({f"monitor/{name}": value for name, value in values.items()}, step)

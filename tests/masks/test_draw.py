@@ -1,0 +1,67 @@
+"""Pictures of masks show what was drawn."""
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from src.masks.collator import SpatiotemporalMaskCollator
+from src.masks.draw import BLOCK_COLORS, block_grid, draw_masks, rows_by_block
+from src.masks.spatiotemporal import MaskSettings
+
+GRID = (60, 10)
+
+
+def draw(n_steps=6, **options):
+    collator = SpatiotemporalMaskCollator(MaskSettings(*GRID, **options))
+    return [collator.sample(2, step) for step in range(n_steps)]
+
+
+def colors(path):
+    pixels = (imread(path)[..., :3] * 255).round().astype(int)
+    packed = np.unique(pixels @ (1, 256, 256**2))
+    return {(p % 256, p // 256 % 256, p // 256**2) for p in packed.tolist()}
+
+
+def test_block_grid_tells_the_blocks_apart():
+    masks = draw()[2]
+    codes = block_grid(masks, 1, GRID)
+    for code, tokens in enumerate(masks[:4], start=1):
+        assert np.array_equal(np.flatnonzero(codes == code), np.sort(tokens[1]))
+
+
+def test_block_grid_shows_targets_inside_an_overlapping_context():
+    masks = draw(allow_overlap=True)[0]
+    codes = block_grid(masks, 0, GRID)
+    assert np.array_equal(np.flatnonzero(codes == 2), np.sort(masks.alpha[0]))
+    assert (codes == 1).sum() > masks.context.shape[1]
+
+
+def pieces(rows: np.ndarray) -> int:
+    """Into how many runs of neighbouring rows the marked ones fall."""
+    return int((np.diff(rows.astype(int), prepend=0) == 1).sum())
+
+
+def test_rearranged_rows_of_a_block_lie_together():
+    context, alpha, beta, gamma = range(1, 5)
+    for masks in draw(30):
+        codes = block_grid(masks, 0, GRID)
+        order = rows_by_block(codes)
+        assert np.array_equal(np.sort(order), np.arange(GRID[0]))
+        left, right = codes[order, :5], codes[order, 5:]
+        for sides, block, most in (
+            ((codes[order],), context, 1),
+            ((codes[order],), alpha, 1),
+            ((left, right), beta, 1),
+            ((right,), gamma, 1),
+            ((left,), gamma, 2),
+        ):
+            for side in sides:
+                assert pieces((side == block).any(axis=1)) <= most
+
+
+def test_draw_masks_paints_every_block(tmp_path):
+    masks = draw()
+    assert any(m.beta.size and m.gamma.size for m in masks)
+    draw_masks(masks, GRID, tmp_path / "masks.png")
+    expected = {tuple(int(255 * c + 0.5) for c in to_rgb(c)) for c in BLOCK_COLORS.values()}
+    assert expected <= colors(tmp_path / "masks.png")

@@ -1,0 +1,192 @@
+"""Several processes through ``main.py``: same result as one, and no way to hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from src.utils.distributed import is_first_process, parse_devices
+from src.utils.errors import UserError
+from tests.conftest import (
+    flat_weights,
+    read_latest,
+    tiny_config,
+    tiny_values,
+    train_here,
+)
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 240  # seconds; a hang is a failure
+
+
+def command(tmp_path: Path, data: Path, *arguments: str) -> list[str]:
+    """``python main.py`` with the tiny config in a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_values(data, tmp_path / "run")))
+    return ["main.py", "--fname", str(path), *arguments]
+
+
+def run(arguments: list[str], *launcher: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_process(data, tmp_path_factory) -> torch.Tensor:
+    """What one process gives with the global batch that two processes of batch 2 have."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    config = tiny_config(data, folder, "data.batch_size=4", "meta.accumulation_steps=1")
+    return flat_weights(train_here(config))
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(data, tmp_path, one_process):
+    arguments = ("--devices", "cpu", "cpu", "meta.accumulation_steps=1", "data.num_workers=1")
+    done = run(command(tmp_path, data, *arguments), "-W", "default")
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr  # of PyTorch, about what this project calls
+    state = read_latest(tmp_path / "run")
+    assert state["world_size"] == 2
+    # Adam divides by the gradient's size, so rounding shows up in weights whose gradient is zero.
+    difference = (flat_weights(state) - one_process).abs()
+    assert difference.mean() < 1e-6
+    assert difference.max() < 2e-3
+
+
+def test_two_processes_stopped_by_a_signal_and_resumed_are_bit_for_bit(data, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    length = ("--devices", "cpu", "cpu", "optimization.epochs=20", "logging.monitor_every=1000")
+    done = run(command(whole, data, *length))
+    assert done.returncode == 0, done.stderr
+
+    process = subprocess.Popen(
+        [sys.executable, *command(stopped, data, *length)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    latest = stopped / "run" / "jepa-latest.pth.tar"
+    deadline = time.monotonic() + TIMEOUT
+    while not latest.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    middle = read_latest(stopped / "run")["step"]
+    assert 0 < middle < 20
+    done = run(command(stopped, data, *length, "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(
+        flat_weights(read_latest(stopped / "run")), flat_weights(read_latest(whole / "run"))
+    )
+
+
+def test_a_worker_that_dies_ends_the_run(data, tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *command(tmp_path, data, "--devices", "cpu", "cpu", "optimization.epochs=100000"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + TIMEOUT
+    while not (tmp_path / "run" / "jepa-latest.pth.tar").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = children(process.pid)
+    victims = [pid for pid in workers if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(victims) == 2
+    os.kill(victims[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode not in (0, None)
+    assert "SIGKILL" in errors or "Connection closed" in errors
+    while any(alive(pid) for pid in workers):  # the last to go is Python's resource tracker
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether ``pid`` runs; an orphan that nobody has reaped does not."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by ``pid``."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def test_bad_input_in_the_workers_is_one_line_and_exit_code_2(data, tmp_path):
+    done = run(command(tmp_path, data, "--devices", "cpu", "cpu", "data.crop_size=[26, 640]"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "too short" in done.stderr
+
+
+def test_torchrun(data, tmp_path, one_process):
+    done = run(
+        command(tmp_path, data, "--devices", "cpu", "meta.accumulation_steps=1"),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+    )
+    assert done.returncode == 0, done.stderr
+    state = read_latest(tmp_path / "run")
+    assert state["world_size"] == 2
+    assert (flat_weights(state) - one_process).abs().mean() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cuda:77"], "no such CUDA device"),
+        (["gpu"], "not a device"),
+        (["cpu", "cuda:77"], "no such CUDA device"),
+        (["meta"], "not supported"),
+    ],
+)
+def test_devices_that_are_not_there(names, message):
+    with pytest.raises(UserError, match=message):
+        parse_devices(names)
+
+
+def test_mistakes_on_the_command_line_exit_with_2_and_no_traceback(data, tmp_path):
+    for arguments, message in (
+        (["main.py", "--fname", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (command(tmp_path, data, "--devices", "cpu", "meta.sed=1"), "Did you mean 'seed'?"),
+        (command(tmp_path, data, "--devices", "cuda:77"), "no such CUDA device"),
+    ):
+        done = run(arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_only_torchrun_has_processes_that_may_not_report(monkeypatch):
+    monkeypatch.setenv("RANK", "3")  # other launchers set this too
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert is_first_process()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert not is_first_process()
+    monkeypatch.setenv("RANK", "0")
+    assert is_first_process()
