@@ -16,7 +16,7 @@ from .models.jepa import Networks
 from .models.pos_embed import GRADIENTS
 from .models.vision_transformer import VisionTransformerPredictor
 from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
-from .utils.errors import UserError
+from .utils.errors import PACKAGE, UserError
 from .utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,9 @@ def init_roi_features(config: Config, dataset: FMRIDataset, stored: Tensor | Non
         return stored
     if config.data.gradient_csv_path is None:
         raise UserError(
-            f"meta.add_w is '{config.meta.add_w}', which needs data.gradient_csv_path. Compute one "
-            f"with: python -m src.datasets.prepare.gradients --data_dir {config.data.data_dir}"
+            f"meta.add_w is '{config.meta.add_w}', which needs data.gradient_csv_path. Compute "
+            f"one with: python -m {PACKAGE}.datasets.prepare.gradients "
+            f"--data_dir {config.data.data_dir}"
         )
     features = load_gradients(
         config.data.gradient_csv_path,

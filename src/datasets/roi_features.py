@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.errors import UserError
+from ..utils.errors import PACKAGE, UserError
 from .folder import DataFolder
 from .folder.fingerprint import describe_change, runs_fingerprint
 
@@ -46,7 +46,7 @@ def load_gradients(
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}). "
-            "Make it with: python -m src.datasets.prepare.gradients --data_dir FOLDER"
+            f"Make it with: python -m {PACKAGE}.datasets.prepare.gradients --data_dir FOLDER"
         ) from error
     except ValueError as error:
         raise UserError(
@@ -113,7 +113,8 @@ def _check_people(path: Path, description: Mapping[str, Any], folder: DataFolder
     if "fingerprint" in description:
         was = (description["n_runs"], description["n_participants"])
         change = describe_change(was, (len(rows), folder.runs.loc[rows].participant_id.nunique()))
-    command = f"python -m src.datasets.prepare.gradients --data_dir {shlex.quote(str(folder.path))}"
+    command = f"python -m {PACKAGE}.datasets.prepare.gradients "
+    command += f"--data_dir {shlex.quote(str(folder.path))}"
     if n_components := description.get("settings", {}).get("n_components"):
         command += f" --n_components {n_components}"
     if path.resolve() != (folder.path / "gradients.csv").resolve():

@@ -11,6 +11,9 @@ from typing import NoReturn
 
 from .signals import Interrupted, handling, ignore_stop_signals, interrupt
 
+PACKAGE = __name__.partition(".")[
+    0
+]  # in commands that messages name: src here, brain_jepa installed
 USER_ERROR_EXIT_CODE = 2
 
 START_AGAIN = "start it again, with --resume where a checkpoint has been written"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...utils.errors import UserError, nearest, run_main
+from ...utils.errors import PACKAGE, UserError, nearest, run_main
 from ...utils.progress import progress_bar
 from ..folder.format import RUN_COLUMNS, SPLITS
 from ..folder.writer import FolderWriter
@@ -218,7 +218,7 @@ def _phenotypes(value: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[st
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.prepare.arrow",
+        prog=f"python -m {PACKAGE}.datasets.prepare.arrow",
         description="Import an Arrow data set of Brainmarks (space schaefer400_tians3).",
     )
     parser.add_argument(

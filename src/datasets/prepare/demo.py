@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.io
 
-from ...utils.errors import UserError, run_main
+from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.files import replacing
 from ...utils.progress import progress_bar
 from ..folder import DataFolder
@@ -248,7 +248,7 @@ def _describe(folder: DataFolder) -> str:
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.prepare.demo", description=__doc__.partition("\n")[0]
+        prog=f"python -m {PACKAGE}.datasets.prepare.demo", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("name", choices=WHEELS, help="which data set")
     parser.add_argument("--out", type=Path, help="folder to write (default data/demo_NAME)")

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ...utils.errors import UserError, nearest, run_main
+from ...utils.errors import PACKAGE, UserError, nearest, run_main
 from ...utils.files import replacing
 from ..connectivity import group_connectivity
 from ..folder import DataFolder
@@ -192,7 +192,7 @@ def _write(path: Path, values: np.ndarray, folder: DataFolder, sidecar: Mapping[
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.prepare.gradients",
+        prog=f"python -m {PACKAGE}.datasets.prepare.gradients",
         description="Compute the positions of the ROIs: the gradients of the group's functional "
         "connectivity (BrainSpace diffusion maps), or the centroids of an atlas image.",
     )

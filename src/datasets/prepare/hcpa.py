@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...utils.errors import UserError, run_main
+from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.progress import progress_bar
 from ..folder.format import RUN_COLUMNS, SPLITS
 from ..folder.writer import FolderWriter
@@ -147,7 +147,7 @@ def import_hcpa(
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.prepare.hcpa",
+        prog=f"python -m {PACKAGE}.datasets.prepare.hcpa",
         description="Import the .pt files that the release uses for HCP-Aging.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...utils.errors import UserError, run_main
+from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.progress import progress_bar
 from ..folder import DataFolder
 from ..folder.format import DESCRIPTION_FILE
@@ -106,7 +106,7 @@ def write_synthetic(
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.prepare.synthetic",
+        prog=f"python -m {PACKAGE}.datasets.prepare.synthetic",
         description="Write a seeded synthetic data set; the defaults have the shape of UKB runs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...utils.errors import UserError, nearest, run_main
+from ...utils.errors import PACKAGE, UserError, nearest, run_main
 from ...utils.files import replacing
 from ...utils.progress import progress_bar
 from ..folder.format import RUN_COLUMNS, SPLITS
@@ -297,7 +297,7 @@ def _write_refused(out: Path, refused: Iterable[tuple[str, str]]) -> None:
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.prepare.ukb",
+        prog=f"python -m {PACKAGE}.datasets.prepare.ukb",
         description="Import the UK Biobank layout. Start it again to go on after an interruption.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

