@@ -1,28 +1,31 @@
 """Break the code on purpose, one line at a time, and see the tests notice.
 
-    python tests/mutants.py                          # every row of the tables, ten minutes or so
-    python tests/mutants.py --only src/models        # rows of files whose path starts so
-    python tests/mutants.py --fraction 0.1 --seed 3 --seconds 240   # what the gate does
+    python tests/mutants.py                                 # every row of the tables
+    python tests/mutants.py --only src/models src/masks     # rows of files whose path starts so
+    python tests/mutants.py --fraction 0.1 --seed 3 --seconds 120   # what the gate does
 
 A row says which text of which file is replaced by what, and which tests must fail then. Every
 mutant is made in a copy of the checkout, never in the checkout. The exit code is 1 unless every
 mutant died: a mutant whose tests pass has *survived*; one whose text is not in the file exactly
-once, that does not run, or whose tests fail without it proves nothing and is an *error*.
+once, that does not run, or whose tests fail without it proves nothing and is an *error*. Those
+that are not done when the seconds are over are *left out*, which is no failure.
 """
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # started as a program, it finds the tables in its own folder only
 TIMEOUT = 300  # seconds that the tests of one mutant may take
 FAILED = 1  # pytest's exit code: tests ran, and some failed
+KINDS = ("died", "survived", "error", "left out")
 # What every test imports, read once and then shared by all the processes that are forked.
 HEAVY = ("pandas", "pytest", "scipy.stats", "sklearn.linear_model", "torch.utils.tensorboard")
 HEAVY += ("timm.models.vision_transformer", "timm.optim", "torch.nn.parallel", "matplotlib.figure")
@@ -73,10 +77,11 @@ class Mutant(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How it ended: ``died``, ``survived`` or ``error``, and what pytest said."""
+    """How it ended, and what pytest said in how many seconds."""
 
-    kind: str
+    kind: str  # one of KINDS
     detail: str
+    seconds: float = 0.0
 
 
 def table() -> list[Mutant]:
@@ -111,49 +116,71 @@ class Copy:
     def pytest(self, arguments: Sequence[str], timeout: float) -> tuple[int | None, str]:
         """Exit code (``None``: not finished in time) and output of pytest in this copy."""
         output = self.root / ".pytest-output"
+        output.touch()
         process = _FORK.Process(target=_run_pytest, args=(self, arguments, output))
         process.start()
-        process.join(timeout)
-        code = process.exitcode
-        if code is None:
-            process.kill()
-            process.join()
+        try:
+            process.join(max(0.0, timeout))
+            code = process.exitcode
+        finally:
+            if process.is_alive():  # with the programs that its tests have started
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                process.join()
         shutil.rmtree(self.scratch, ignore_errors=True)
         return code, output.read_text(errors="replace")
 
-    def failing(self, tests: Sequence[str]) -> dict[str, str]:
-        """Those of ``tests`` that fail, or do not exist, without any mutation, and why."""
-        code, output = self.pytest(tests, TIMEOUT * len(tests))
+    def failing(self, tests: Sequence[str], deadline: float) -> dict[str, str] | None:
+        """Those of ``tests`` that fail, or do not exist, without any mutation, and why.
+
+        ``None``: not known at ``deadline``.
+        """
+        left = deadline - time.monotonic()
+        code, output = (
+            self.pytest(tests, min(TIMEOUT * len(tests), left)) if left > 0 else (None, "")
+        )
+        if time.monotonic() >= deadline:
+            return None
         if code == 0:
             return {}
         if len(tests) == 1:
             return {tests[0]: _tail(output)}
-        return {name: why for test in tests for name, why in self.failing([test]).items()}
+        alone = [self.failing([test], deadline) for test in tests]
+        return None if None in alone else {k: why for found in alone for k, why in found.items()}
 
-    def outcome(self, mutant: Mutant) -> Outcome:
-        """Whether the tests of the mutant notice it."""
+    def outcome(self, mutant: Mutant, deadline: float) -> Outcome:
+        """Whether the tests of the mutant notice it before ``deadline``."""
+        began = time.monotonic()
+        if began >= deadline:
+            return Outcome("left out", "not begun")
         path = self.root / mutant.file
         original = path.read_bytes()
         try:
             path.write_text(mutant.apply(self.root))
-            code, output = self.pytest(["-x", *mutant.tests.split()], TIMEOUT)
+            seconds = min(TIMEOUT, deadline - began)
+            code, output = self.pytest(["-x", *mutant.tests.split()], seconds)
         except ValueError as error:
             return Outcome("error", str(error))
         finally:
             path.write_bytes(original)
+        took = time.monotonic() - began
         if code == 0:
-            return Outcome("survived", "its tests pass")
+            return Outcome("survived", "its tests pass", took)
         if code == FAILED:
             summary = [x for x in output.splitlines() if x.startswith(("FAILED ", "ERROR "))]
-            return Outcome("died", summary[0] if summary else "")
+            return Outcome("died", summary[0] if summary else "", took)
+        if code is None and took < TIMEOUT:
+            return Outcome("left out", "its tests had not ended", took)
         why = f"after {TIMEOUT} s still running" if code is None else f"pytest ended with {code}"
-        return Outcome("error", f"{why}: {_tail(output)}")
+        return Outcome("error", f"{why}: {_tail(output)}", took)
 
 
 def _run_pytest(copy: Copy, arguments: Sequence[str], output: Path) -> None:
     """In a forked process: run pytest as if started at the top of the copy; end the process."""
     import pytest
 
+    os.setsid()  # a group of its own, which can be killed as a whole
     with output.open("wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
@@ -182,21 +209,21 @@ def _begin(folder: str) -> None:
     _copy = Copy(Path(tempfile.mkdtemp(dir=folder)))
 
 
-def _failing(tests: Sequence[str]) -> dict[str, str]:
-    return _copy.failing(tests)
+def _failing(tests: Sequence[str], deadline: float) -> dict[str, str] | None:
+    return _copy.failing(tests, deadline)
 
 
-def _outcome(mutant: Mutant, deadline: float) -> Outcome | None:
-    return _copy.outcome(mutant) if time.monotonic() < deadline else None
+def _outcome(mutant: Mutant, deadline: float) -> Outcome:
+    return _copy.outcome(mutant, deadline)
 
 
 def run_mutants(
-    mutants: Sequence[Mutant], workers: int = 1, seconds: float = float("inf")
+    mutants: Sequence[Mutant], workers: int = 1, deadline: float = float("inf")
 ) -> Iterator[tuple[Mutant, Outcome]]:
     """Yield every mutant with its outcome.
 
-    The tests are run without any mutation first, file by file: one that fails then proves nothing.
-    Mutants not begun in ``seconds`` after that are left out.
+    Tests run without any mutation before they run with one, file by file: one that fails then
+    proves nothing. At ``deadline`` (of ``time.monotonic``) whatever still runs is ended.
     """
     for name in ONE_THREAD:
         os.environ[name] = "1"
@@ -204,60 +231,73 @@ def run_mutants(
     sys.dont_write_bytecode = True
     for name in HEAVY:
         importlib.import_module(name)
-    by_file: dict[str, set[str]] = defaultdict(set)
+    by_file: dict[str, list[Mutant]] = defaultdict(list)
     for mutant in mutants:
-        for test in mutant.tests.split():
-            by_file[test.partition("::")[0]].add(test)
+        by_file[mutant.tests.partition("::")[0]].append(mutant)
+    files, ready = deque(by_file.values()), deque[Mutant]()
+    running: dict[Future, Mutant | list[Mutant]] = {}
     with tempfile.TemporaryDirectory() as folder:
         pool = ProcessPoolExecutor(workers, _FORK, _begin, (folder,))
         try:
-            failing: dict[str, str] = {}
-            for found in pool.map(_failing, map(sorted, by_file.values())):
-                failing |= found
-            deadline = time.monotonic() + seconds
-            futures: dict[Future, Mutant] = {}
-            for mutant in mutants:
-                if broken := [test for test in mutant.tests.split() if test in failing]:
-                    why = f"{broken[0]} fails without the mutation: {failing[broken[0]]}"
-                    yield mutant, Outcome("error", why)
-                else:
-                    futures[pool.submit(_outcome, mutant, deadline)] = mutant
-            for future in as_completed(futures):
-                if (outcome := future.result()) is not None:
-                    yield futures[future], outcome
+            while files or ready or running:
+                while len(running) < workers and (ready or files):
+                    if ready:
+                        mutant = ready.popleft()
+                        running[pool.submit(_outcome, mutant, deadline)] = mutant
+                    else:
+                        group = files.popleft()
+                        tests = sorted({test for mutant in group for test in mutant.tests.split()})
+                        running[pool.submit(_failing, tests, deadline)] = group
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    done, result = running.pop(future), future.result()
+                    if isinstance(done, Mutant):
+                        yield done, result
+                        continue
+                    for mutant in done:
+                        if result is None:
+                            yield mutant, Outcome("left out", "not begun")
+                        elif broken := [x for x in mutant.tests.split() if x in result]:
+                            why = f"{broken[0]} fails without the mutation: {result[broken[0]]}"
+                            yield mutant, Outcome("error", why)
+                        else:
+                            ready.append(mutant)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def main() -> int:
     """Command line of this program."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the rows, at random")
     parser.add_argument("--seed", default="0", help="of that choice; any text")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin none after them")
-    parser.add_argument("--only", default="", metavar="PATH", help="rows of files that start so")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after them")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="PATH", help="rows of files that start so"
+    )
     parser.add_argument("--workers", type=int, default=2, help="copies of the checkout in use")
     parser.add_argument("--verbose", action="store_true", help="show what each mutant died of")
     arguments = parser.parse_args()
-    rows = [row for row in table() if row.file.startswith(arguments.only)]
+    rows = [row for row in table() if row.file.startswith(tuple(arguments.only))]
     if not rows:
-        parser.error(f"no row of the tables is about a file {arguments.only}*")
+        parser.error(f"no row of the tables is about a file {'*, '.join(arguments.only)}*")
     wanted = max(1, round(arguments.fraction * len(rows)))
     chosen = random.Random(arguments.seed).sample(rows, wanted) if wanted < len(rows) else rows
 
-    counts = dict.fromkeys(("died", "survived", "error"), 0)
-    for mutant, outcome in run_mutants(chosen, arguments.workers, arguments.seconds):
+    counts = dict.fromkeys(KINDS, 0)
+    deadline = started + arguments.seconds
+    for mutant, outcome in run_mutants(chosen, arguments.workers, deadline):
         counts[outcome.kind] += 1
-        if outcome.kind != "died" or arguments.verbose:
-            print(f"{outcome.kind}: {mutant.name}\n    {outcome.detail}", flush=True)
-    begun = sum(counts.values())
-    print(
-        f"{begun} of {len(chosen)} mutants (the tables have {len(rows)}): {counts['died']} died, "
-        f"{counts['survived']} survived, {counts['error']} errors"
-    )
-    return int(counts["died"] < begun or not begun)
+        if arguments.verbose or outcome.kind in ("survived", "error"):
+            print(
+                f"{outcome.kind} ({outcome.seconds:.0f} s): {mutant.name}\n    {outcome.detail}",
+                flush=True,
+            )
+    said = ", ".join(f"{count or 'none'} {kind}" for kind, count in counts.items())
+    print(f"{len(chosen)} mutants, drawn from {len(rows)} rows: {said}")
+    return int(bool(counts["survived"] or counts["error"]) or not counts["died"])
 
 
 if __name__ == "__main__":
