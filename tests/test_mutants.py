@@ -12,6 +12,8 @@ TIMEOUT = 600  # seconds
 
 # One of each outcome, in the words of the last column.
 EVERY_OUTCOME = """
+import time
+
 from tests.mutants import Mutant, run_mutants
 
 FILE, OLD = "src/utils/schedulers.py", "min(1.0, (step - 1) / max(1, self.total - 1))"
@@ -31,6 +33,10 @@ ROWS = [
 for mutant, outcome in run_mutants([Mutant(*row) for row in ROWS], workers=2):
     detail = f": {outcome.detail}" if outcome.kind == "error" else ""
     print(("as expected" if (outcome.kind + detail).startswith(mutant.rule) else "WRONG"), outcome)
+began = time.monotonic()  # the first trial run of the tests takes longer than a second
+for mutant, outcome in run_mutants([Mutant(*row) for row in ROWS], deadline=began + 1):
+    print("as expected" if outcome.kind == "left out" else "WRONG", outcome)
+print("as expected" if time.monotonic() < began + 10 else "WRONG: after the deadline")
 """
 
 
@@ -72,7 +78,7 @@ def test_the_outcomes_are_told_apart_and_the_checkout_is_untouched():
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 8 + 8 + 1
     assert all(line.startswith("as expected") for line in lines), done.stdout
     assert (ROOT / "src/utils/schedulers.py").read_bytes() == before
 
