@@ -11,9 +11,8 @@ from typing import NoReturn
 
 from .signals import Interrupted, handling, ignore_stop_signals, interrupt
 
-PACKAGE = __name__.partition(".")[
-    0
-]  # in commands that messages name: src here, brain_jepa installed
+# Name of this package in the commands of messages: src in the checkout, brain_jepa once installed.
+PACKAGE = __name__.partition(".")[0]
 USER_ERROR_EXIT_CODE = 2
 
 START_AGAIN = "start it again, with --resume where a checkpoint has been written"
