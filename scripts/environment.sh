@@ -1,5 +1,5 @@
 # Sourced by the other scripts: enters the repository and makes its Python environment.
-# Afterwards $VENV/bin/python has everything of requirements.txt.
+# Afterwards $VENV/bin/python has everything of requirements.txt and of MORE_REQUIREMENTS.
 
 environment_help() {
     cat <<'TEXT'
@@ -23,25 +23,28 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-.venv}"
 
-# Install only when the requirements are not those installed last.
-if ! cmp -s requirements.txt "$VENV/installed-requirements.txt"; then
+if [ ! -x "$VENV/bin/python" ]; then
     environment_help
     echo
-    if [ ! -x "$VENV/bin/python" ]; then
-        if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-            echo "error: $PYTHON is not Python 3.10 or newer; name one that is with PYTHON=..." >&2
-            exit 2
-        fi
-        echo "Making the environment $VENV with $("$PYTHON" --version)"
-        if ! "$PYTHON" -m venv "$VENV"; then
-            echo "error: $PYTHON cannot make an environment in $VENV (is its venv module installed?)" >&2
-            exit 2
-        fi
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+        echo "error: $PYTHON is not Python 3.10 or newer; name one that is with PYTHON=..." >&2
+        exit 2
     fi
-    echo "Installing requirements.txt into $VENV (once; $(df -Ph "$VENV" | awk 'NR == 2 { print $4 }') free there)"
-    if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -r requirements.txt; then
+    echo "Making the environment $VENV with $("$PYTHON" --version)"
+    if ! "$PYTHON" -m venv "$VENV"; then
+        echo "error: $PYTHON cannot make an environment in $VENV (is its venv module installed?)" >&2
+        exit 2
+    fi
+fi
+
+# Install a file only when it is not the one installed last.
+for requirements in requirements.txt ${MORE_REQUIREMENTS:-}; do
+    installed="$VENV/installed-${requirements//\//-}"
+    cmp -s "$requirements" "$installed" && continue
+    echo "Installing $requirements into $VENV (once; $(df -Ph "$VENV" | awk 'NR == 2 { print $4 }') free there)"
+    if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -r "$requirements"; then
         echo "error: the installation failed; see the lines above, then run this again" >&2
         exit 2
     fi
-    cp requirements.txt "$VENV/installed-requirements.txt"
-fi
+    cp "$requirements" "$installed"
+done

@@ -15,6 +15,7 @@ EOF
         ;;
     esac
 done
+MORE_REQUIREMENTS=tests/requirements.txt
 source "$(dirname "$0")/environment.sh"
 
 # One thread each: the tests run on all cores at once. A worker that is done takes over tests from

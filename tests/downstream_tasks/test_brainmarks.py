@@ -1,13 +1,15 @@
-"""The Brainmarks plug-in passes Brainmarks' own model test, in an environment of its own."""
+"""Brainmarks' own model test of our plug-in and of its own wrapper, in environments of its own."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from downstream_tasks.encoders import Pretrained, freeze
 from downstream_tasks.hub import BrainJEPAHub
 from src.datasets.clip_input import ClipInput
 from src.models.encoder_spec import EncoderSpec
+from src.models.vision_transformer import vit_base
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "downstream_tasks" / "brainmarks_plugin"
@@ -22,15 +25,13 @@ MODEL = "brain_jepa_checkpoint"
 VERSION = "0.1.1"
 # What Brainmarks' model test imports. Its other requirements (data sets in the cloud, experiment
 # tracking, other models) are not needed, and its pin of setuptools would pull in an old PyTorch.
-REQUIREMENTS = ("pycortex", "templateflow", "einops")
+REQUIREMENTS = ("pycortex", "templateflow", "einops", "gdown")
 
 pytestmark = pytest.mark.brainmarks
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory) -> Path:
-    """An environment with Brainmarks that sees the packages of this one."""
-    folder = tmp_path_factory.mktemp("brainmarks") / "venv"
+def environment(folder: Path) -> Path:
+    """Make an environment with Brainmarks that sees the packages of this one; its interpreter."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     (site_packages,) = folder.glob("lib/python*/site-packages")
@@ -39,6 +40,12 @@ def python(tmp_path_factory) -> Path:
     subprocess.run([*install, "--no-deps", f"brainmarks=={VERSION}"], check=True)
     subprocess.run([*install, *REQUIREMENTS], check=True)
     return python
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """The interpreter of an environment with Brainmarks."""
+    return environment(tmp_path_factory.mktemp("brainmarks") / "venv")
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +115,52 @@ print("all well")
 def test_plugin_is_a_namespace_package():
     assert not list(PLUGIN.rglob("__init__.py"))
     assert sys.version_info >= (3, 11), "brainmarks needs Python 3.11"
+
+
+# ------------------------------------------------------------- Brainmarks' own wrapper, installed
+@pytest.fixture(scope="module")
+def client_python(tmp_path_factory) -> Path:
+    """Brainmarks beside the installed package ``brain_jepa``, without this checkout."""
+    python = environment(tmp_path_factory.mktemp("client") / "venv")
+    copy = tmp_path_factory.mktemp("checkout") / "brain-jepa"
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "tests").mkdir()
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copy(ROOT / "tests" / "requirements.txt", copy / "tests")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", copy], check=True)
+    return python
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home with the files that Brainmarks would download: gradients, and a ViT-B of the release.
+
+    The weights are random. The file has the release's names, so it lacks the gradients.
+    """
+    home = tmp_path_factory.mktemp("home")
+    cache = home / ".cache" / "brainmarks" / "brain-jepa"
+    cache.mkdir(parents=True)
+    gradients = torch.randn(450, 30)
+    np.savetxt(cache / "gradient_mapping_450.csv", gradients.numpy(), delimiter=",")
+    torch.manual_seed(0)
+    weights = vit_base(gradient_pos_embed=gradients[None]).state_dict()
+    del weights["gradient_pos_embed"]
+    state = {"target_encoder": {f"module.{name}": value for name, value in weights.items()}}
+    torch.save(state, cache / "jepa-ep300.pth.tar")
+    return home
+
+
+def test_brainmarks_own_wrapper_runs_on_the_installed_package(client_python, home, tmp_path):
+    environment_variables = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+    } | {"HOME": str(home)}
+    done = subprocess.run(
+        [client_python, "-m", "brainmarks.models.test_models", "brain_jepa_vitb_ep300"],
+        cwd=tmp_path,
+        env=environment_variables,
+        capture_output=True,
+        text=True,
+    )
+    output = done.stdout + done.stderr
+    assert re.search(r"= 2 passed, \d+ deselected in", output), output
