@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import yaml
 
 from src import train
 from src.datasets.folder import DataFolder
+from src.utils.checkpoint import CheckpointWriter
 from src.utils.errors import UserError
 from tests.conftest import (
     flat_weights,
@@ -196,24 +197,27 @@ def test_what_is_written_is_the_state_of_its_step(data, tmp_path, monkeypatch, f
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(
     data, tmp_path, monkeypatch
 ):
-    steps = []
-    real_step = train.train_step
+    steps, writes = [], []
+    step_3_runs = threading.Event()
+    real_step, real_write = train.train_step, CheckpointWriter.write
 
     def train_step(step, *args):
         steps.append(step)
         if step == 3:
-            while not failed:
-                time.sleep(0.01)
-            time.sleep(0.2)
+            step_3_runs.set()
+            wait(writes, TIMEOUT)
         return real_step(step, *args)
 
-    failed = []
+    def write(self, *args):
+        real_write(self, *args)
+        writes.append(self._pending)
 
     def save(state, file):
-        failed.append(True)
+        assert step_3_runs.wait(TIMEOUT)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(train, "train_step", train_step)
+    monkeypatch.setattr(CheckpointWriter, "write", write)
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(UserError, match=r"jepa-latest.*: No space left on device"):
         train_here(tiny_config(data, tmp_path / "run", "optimization.epochs=4"))

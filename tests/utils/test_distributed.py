@@ -124,6 +124,52 @@ def test_a_worker_that_dies_ends_the_run(data, tmp_path):
         time.sleep(0.05)
 
 
+# Two workers that a signal meets before they look for any.
+STOPPED_EARLY = """
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from src.utils.distributed import launch
+from src.utils.signals import stop_requests
+
+
+def worker(ranks, folder):
+    (folder / f"{ranks.rank} has begun").touch()
+    time.sleep(1)
+    with stop_requests() as stop:
+        while not stop.is_set():
+            time.sleep(0.01)
+    (folder / f"{ranks.rank} knows").touch()
+    raise SystemExit(stop.exit_code)
+
+
+if __name__ == "__main__":
+    launch(worker, [torch.device("cpu")] * 2, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.processes
+def test_a_signal_before_training_has_begun_is_not_lost_and_ends_no_worker(tmp_path):
+    (tmp_path / "program.py").write_text(STOPPED_EARLY)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + TIMEOUT
+    while len(list(tmp_path.glob("* has begun"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert sorted(path.name for path in tmp_path.glob("* knows")) == ["0 knows", "1 knows"]
+
+
 def alive(pid: int) -> bool:
     """Whether ``pid`` runs; an orphan that nobody has reaped does not."""
     status = Path(f"/proc/{pid}/status")

@@ -1,9 +1,11 @@
 """What a run writes about itself: continued CSV and TensorBoard, its revision, its errors."""
 
 import csv
+import errno
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from src import train
 from src.utils import logging as run_logging
 from src.utils.distributed import Ranks
 from src.utils.errors import USER_ERROR_EXIT_CODE, UserError, run_main
-from src.utils.logging import CSVLogger, RunLog, git_revision, setup_logging
+from src.utils.logging import CSVLogger, RunLog, TensorBoard, git_revision, setup_logging
 from src.utils.step_buffer import NonFiniteLoss, StepBuffer, StepRecord
 from tests.conftest import overflowing, tiny_config, train_here
 
@@ -97,6 +99,8 @@ def test_a_csv_with_other_columns_is_continued_in_ours(tmp_path):
 def test_a_continued_run_has_each_step_once_in_the_csv_and_in_tensorboard(tmp_path):
     """It went on to step 6, and is resumed from a checkpoint of step 3."""
     for first, last, value in ((1, 6, 1.0), (4, 8, 2.0)):
+        # Files of TensorBoard are read in the order of their names, which begin with the second.
+        time.sleep(1 - time.time() % 1)
         log = RunLog(tmp_path, "x.csv", COLUMNS, True, resume_key="step", resume_at=first)
         for step in range(first, last + 1):
             log.rows([{"step": step, "loss": value}])
@@ -107,6 +111,26 @@ def test_a_continued_run_has_each_step_once_in_the_csv_and_in_tensorboard(tmp_pa
     assert [float(row["loss"]) for row in rows_of(tmp_path / "x.csv")] == [v for _, v in expected]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == expected
+
+
+def test_a_thread_tells_what_no_call_will_tell(tmp_path, monkeypatch):
+    """TensorBoard writes in a thread; its full disk is an error of the next call as well."""
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: told.append(failure.exc_value))
+    hook = threading.excepthook
+    board = TensorBoard(tmp_path)
+    full, mistake = OSError(errno.ENOSPC, "No space left on device"), ValueError("a mistake")
+    for error in (full, mistake):
+        thread = threading.Thread(target=raises, args=(error,))
+        thread.start()
+        thread.join()
+    board.close()
+    assert told == [mistake]
+    assert threading.excepthook is hook
+
+
+def raises(error: Exception) -> None:
+    raise error
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -129,3 +129,15 @@ def test_stop_signals_are_not_for_loaders():
                 os.kill(process.pid, number)
         assert [int(batch) for batch in batches] == list(range(10))
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_stop_signals_are_not_for_loaders_of_a_fork_server():
+    """They do not inherit what this process blocks, so they must ignore the signals themselves."""
+    before = set(multiprocessing.active_children())
+    loader = DataLoader(Numbers(), 1, num_workers=2, multiprocessing_context="forkserver")
+    with batches_of(loader) as batches:
+        assert [int(next(batches)) for _ in range(2)] == [0, 1]  # both have begun
+        for process in set(multiprocessing.active_children()) - before:
+            for number in STOP_SIGNALS:
+                os.kill(process.pid, number)
+        assert [int(batch) for batch in batches] == list(range(2, 10))
