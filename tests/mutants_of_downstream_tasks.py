@@ -178,6 +178,34 @@ ROWS = [
         "tests/downstream_tasks/test_embed.py::test_levels",
         "method 1: tokens are ROI-major",
     ),
+    (
+        "downstream_tasks/hub.py",
+        "strict: bool = True, **arguments",
+        "strict: bool = False, **arguments",
+        "tests/downstream_tasks/test_hub.py::test_a_folder_that_lacks_a_weight_is_refused",
+        "no weight of an exported folder may be missing",
+    ),
+    (
+        "downstream_tasks/hub.py",
+        "            normalization=clip_input.normalization,\n",
+        "            normalization=None,\n",
+        "tests/downstream_tasks/test_hub.py::test_round_trip",
+        "an exported model knows its normalisation",
+    ),
+    (
+        "downstream_tasks/hub.py",
+        'last = head.get("head.1.weight" if linear_probe else "head.weight")',
+        "last = None",
+        "tests/downstream_tasks/test_hub.py::test_round_trip_of_a_fine_tuned_model",
+        "a fine-tuned model is exported with its head",
+    ),
+    (
+        "downstream_tasks/export.py",
+        "if out.exists() and (",
+        "if False and (",
+        "tests/downstream_tasks/test_hub.py::test_export_program",
+        "a folder that holds something is not written into",
+    ),
     # --- features, baselines, comparisons ---------------------------------------------------------
     (
         "downstream_tasks/features.py",
@@ -475,6 +503,27 @@ ROWS = [
         "tests/downstream_tasks/test_report.py::test_the_verdict_is_about_the_best_row_without_a_trained_encoder",
         "the verdict knows which direction is better",
     ),
+    (
+        "downstream_tasks/figures.py",
+        "cohort.unit_mean(result.scores[problem.split.test], problem.split.test)",
+        "cohort.unit_mean(result.scores[problem.split.train], problem.split.train)",
+        "tests/downstream_tasks/test_figures.py::test_the_figure_is_about_the_test_people",
+        "method 8.8: figures show the test people",
+    ),
+    (
+        "downstream_tasks/figures.py",
+        "counts.sum(axis=1, keepdims=True)",
+        "counts.sum(axis=0, keepdims=True)",
+        "tests/downstream_tasks/test_figures.py::test_confusion_is_in_shares_of_each_true_class",
+        "a confusion matrix is in shares of each true class",
+    ),
+    (
+        "downstream_tasks/figures.py",
+        "guess = scores * problem.target.scale + problem.target.mean",
+        "guess = scores",
+        "tests/downstream_tasks/test_figures.py::test_a_scatter_is_in_the_targets_own_unit",
+        "predictions are drawn in the target's own unit",
+    ),
     # --- fine-tuning ------------------------------------------------------------------------------
     (
         "downstream_tasks/engine_finetune.py",
@@ -536,7 +585,7 @@ ROWS = [
         "downstream_tasks/engine_finetune.py",
         "                raise SystemExit(stopping)\n",
         "                raise SystemExit(0)\n",
-        "tests/downstream_tasks/test_finetune.py::test_resume_is_bit_for_bit",
+        "tests/downstream_tasks/test_finetune.py::test_resume_is_bit_for_bit[4]",
         "a fine-tuning that was stopped before its end does not exit with 0",
     ),
     (
@@ -595,7 +644,28 @@ ROWS = [
         "tests/downstream_tasks/test_models_vit.py::test_pools_one_patch_of_every_roi",
         "an event is scored on its own patch",
     ),
-    # --- configuration ----------------------------------------------------------------------------
+    (
+        "downstream_tasks/main_finetune.py",
+        "    elif not any((folder / LATEST).exists() for folder in folders):\n",
+        "    elif False:\n",
+        "tests/downstream_tasks/test_finetune_parts.py::test_a_finished_folder_is_not_overwritten",
+        "--resume needs something to go on with",
+    ),
+    (
+        "downstream_tasks/main_finetune.py",
+        'if (config.data.type, list(cohort.classes)) != (task["type"], task["classes"]):',
+        "if False:",
+        "tests/downstream_tasks/test_finetune_parts.py::test_eval_on_other_people_and_other_classes",
+        "a fine-tuned model is scored on its own classes",
+    ),
+    (
+        "downstream_tasks/main_finetune.py",
+        "target = Target((cohort.y - mean) / scale, mean, scale)",
+        "target = Target(cohort.y, mean, scale)",
+        "tests/downstream_tasks/test_finetune.py::test_regression_in_both_units",
+        "method 7: stored models score targets with the statistics of their training",
+    ),
+    # --- tasks and command line -------------------------------------------------------------------
     (
         "downstream_tasks/tasks.py",
         "lambda x: 0 < x <= 1)] = 0.75",
@@ -637,5 +707,26 @@ ROWS = [
         "True,",
         "tests/downstream_tasks/test_tasks.py::test_values_that_no_evaluation_can_have",
         "a classification has two classes",
+    ),
+    (
+        "downstream_eval.py",
+        'method = "zscore_sample" if flags["use_normalization"] else "none"',
+        'method = "none" if flags["use_normalization"] else "zscore_sample"',
+        "tests/downstream_tasks/test_eval.py::test_the_command_line_of_the_release_keeps_working",
+        "method 7: --use_normalization is one z-score per clip",
+    ),
+    (
+        "downstream_eval.py",
+        'if flags["resume"]:',
+        "if False:",
+        "tests/downstream_tasks/test_eval.py::test_what_has_no_state_to_resume[flags1---eval]",
+        "--resume where there is no state is refused",
+    ),
+    (
+        "downstream_eval.py",
+        "if len(devices) > 1:",
+        "if False:",
+        "tests/downstream_tasks/test_eval.py::test_what_needs_one_process_runs_in_one_of_those_that_torchrun_starts",
+        "only the training of fine_tune is shared among devices",
     ),
 ]

@@ -22,7 +22,7 @@ import downstream_eval
 from src import train
 from src.utils.distributed import Ranks
 from src.utils.errors import as_user_error, run_main
-from src.utils.logging import TensorBoard
+from src.utils.logging import TensorBoard, setup_logging
 from tests.conftest import make_data, read_latest, tiny_config, tiny_values
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
@@ -346,6 +346,16 @@ def test_a_full_disk_under_tensorboard_reaches_the_caller_and_no_thread_shows_it
     assert failed.value.filename == str(disk.path / "board")
     assert "Traceback" not in capsys.readouterr().err
     threading.excepthook = hook
+
+
+def test_a_log_without_room_ends_the_program_and_does_not_hide_an_error(disk):
+    setup_logging(disk.path / "run")
+    disk.leave(0)
+    with pytest.raises(OSError, match="No space left on device") as failed:
+        logging.getLogger().info("a line")
+    assert failed.value.filename == str(disk.path / "run" / "log.txt")
+    setup_logging(disk.path / "run")
+    logging.getLogger().error("what has ended the run")  # said on stderr, whatever the disk
 
 
 def test_a_folder_that_ran_out_of_room_is_gone_on_with(disk, tmp_path, capsys):

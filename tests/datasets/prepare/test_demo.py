@@ -175,6 +175,18 @@ def test_small_wheel(tmp_path):
     assert folder.runs["split"].value_counts().to_dict() == {"test": 10, "valid": 5, "train": 1}
 
 
+def test_a_series_is_the_table_without_globsig(tmp_path):
+    wheel = small_wheel(tmp_path / "w.whl")
+    demo.write_connattractor(wheel, tmp_path / "out")
+    folder = DataFolder(tmp_path / "out")
+    with zipfile.ZipFile(wheel) as archive:
+        for row, person in enumerate(folder.runs["participant_id"]):
+            member = f"resources/ex_timeseries_task/{person}_ts_run_03.tsv"
+            with archive.open(member) as file:
+                table = pd.read_csv(file, sep="\t").to_numpy()
+            np.testing.assert_array_equal(folder.series(row), table[:, 1:].T.astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
