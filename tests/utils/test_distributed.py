@@ -218,7 +218,7 @@ def test_devices_that_are_not_there(names, message):
 def test_mistakes_on_the_command_line_exit_with_2_and_no_traceback(data, tmp_path):
     for arguments, message in (
         (["main.py", "--fname", "nowhere.yaml"], "no config file nowhere.yaml"),
-        (command(tmp_path, data, "--devices", "cpu", "meta.sed=1"), "Did you mean 'seed'?"),
+        (command(tmp_path, data, "--devices", "cpu", "meta.sed=1"), "Did you mean 'meta.seed'?"),
         (command(tmp_path, data, "--devices", "cuda:77"), "no such CUDA device"),
     ):
         done = run(arguments)

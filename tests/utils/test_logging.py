@@ -284,7 +284,7 @@ def test_the_rows_before_a_loss_that_is_not_finite_are_in_the_csv(data, tmp_path
         "logging.log_every=100",
         "logging.monitor_every=100",
     )
-    with pytest.raises(UserError, match=r"optimizer step 4 .*No checkpoint yet"):
+    with pytest.raises(UserError, match=r"optimizer step 4 .*There is no checkpoint yet"):
         train_here(config)
     rows = rows_of(tmp_path / "run" / "jepa_r0.csv")
     assert [int(row["step"]) for row in rows] == [1, 2, 3]
