@@ -1,5 +1,6 @@
 """Fixtures, and a tiny pretraining run, that all rooms share."""
 
+import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,12 @@ def flat_weights(state: dict) -> torch.Tensor:
     """All trained and averaged numbers of a checkpoint, one vector."""
     parts = ("encoder", "predictor", "target_encoder")
     return torch.cat([v.flatten() for part in parts for v in state[part].values()])
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step."""
+    with (folder / "jepa_r0.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def overflowing(train_step: Callable, at_step: int) -> Callable:

@@ -1,6 +1,5 @@
 """Going on with a run: exactly as if it had never stopped, or not at all."""
 
-import csv
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from tests.conftest import (
     COMPONENTS,
     ROIS,
     flat_weights,
+    losses,
     read_latest,
     tiny_config,
     train_here,
@@ -85,12 +85,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a run but its log and revision, which note each start, and TensorBoard's."""
     files = [p for p in folder.iterdir() if p.is_file()]
     return {p.name: p.read_bytes() for p in files if p.name not in ("log.txt", "revision.txt")}
-
-
-def losses(folder: Path) -> list[float]:
-    """The loss of each step."""
-    with (folder / "jepa_r0.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def test_resuming_a_finished_run_repeats_its_verdict_and_changes_nothing(finished, data, tmp_path):

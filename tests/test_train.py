@@ -21,6 +21,7 @@ from src.utils.checkpoint import CheckpointWriter
 from src.utils.errors import UserError
 from tests.conftest import (
     flat_weights,
+    losses,
     overflowing,
     read_latest,
     tiny_config,
@@ -50,12 +51,6 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.
         return record
 
     monkeypatch.setattr(train, "train_step", train_step)
-
-
-def losses(folder: Path) -> list[float]:
-    """The loss of each step."""
-    with (folder / "jepa_r0.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def test_the_run_folder_holds_everything(finished):

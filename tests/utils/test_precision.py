@@ -1,6 +1,5 @@
 """Numbers of the training step: bfloat16, recomputation, compilation, and no waiting for them."""
 
-import csv
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +19,13 @@ from src.helper import init_collator, init_dataset, init_model, init_opt, init_r
 from src.utils import precision
 from src.utils.distributed import launch
 from src.utils.step_buffer import StepRecord
-from tests.conftest import flat_weights, read_latest, tiny_config, train_here
+from tests.conftest import (
+    flat_weights,
+    losses,
+    read_latest,
+    tiny_config,
+    train_here,
+)
 
 CPU = torch.device("cpu")
 # What makes the host wait for the device: a value, or a shape that depends on values.
@@ -35,12 +40,6 @@ def float32(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("logs") / "float32"
     train_here(tiny_config(data, folder))
     return folder
-
-
-def losses(folder: Path) -> list[float]:
-    """The loss of each step."""
-    with (folder / "jepa_r0.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 # ------------------------------------------------------------------------------------- bfloat16
