@@ -178,7 +178,7 @@ def measure_step(
     rois, frames = config.data.crop_size
     collator = init_collator(config, seed=0)
     networks = init_model(config, torch.randn(rois, 30), device)
-    optimizer, schedule = init_opt(networks.encoder, networks.predictor, config, 100)
+    optimizer, schedule = init_opt(networks, config, 100)
     precision = autocast(device, config.meta.use_bfloat16)
     samples = [
         {"fmri": torch.randn(1, rois, frames), "row": 0, "draw": 0}

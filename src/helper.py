@@ -5,17 +5,20 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .config import Config
 from .datasets.clip_input import ClipInput
 from .datasets.fmri import FMRIDataset
+from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from .datasets.roi_features import load_gradients
 from .masks.collator import SpatiotemporalMaskCollator
 from .models.jepa import Networks
 from .models.pos_embed import GRADIENTS
 from .models.vision_transformer import VisionTransformerPredictor
 from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
+from .utils.distributed import Ranks
 from .utils.errors import PACKAGE, UserError
 from .utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
 
@@ -37,6 +40,40 @@ def init_dataset(
 def init_collator(config: Config, seed: int, rank: int = 0) -> SpatiotemporalMaskCollator:
     """Return the collator that draws the masks of the config."""
     return SpatiotemporalMaskCollator(config.make_mask_settings(), seed=seed, rank=rank)
+
+
+def init_sampler(
+    config: Config, n_clips: int, ranks: Ranks, first_step: int = 0
+) -> MicroBatchSampler:
+    """Return the micro-batches of this rank, from the optimizer step after ``first_step`` on."""
+    return MicroBatchSampler(
+        n_clips,
+        batch_size=config.data.batch_size,
+        accumulation=config.meta.accumulation_steps,
+        epochs=config.optimization.epochs,
+        repeats=config.data.repeats,
+        seed=config.meta.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        first_step=first_step,
+    )
+
+
+def init_loader(
+    config: Config,
+    dataset: FMRIDataset,
+    sampler: MicroBatchSampler,
+    collator: SpatiotemporalMaskCollator,
+    device: torch.device,
+) -> DataLoader:
+    """Return the loader of micro-batches with their masks."""
+    return DataLoader(
+        NumberedSamples(dataset),
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=config.data.num_workers,
+        pin_memory=config.data.pin_mem and device.type == "cuda",
+    )
 
 
 def init_roi_features(config: Config, dataset: FMRIDataset, stored: Tensor | None) -> Tensor | None:
@@ -129,10 +166,11 @@ def load_weights(networks: Networks, path: str | Path) -> None:
 
 
 def init_opt(
-    encoder: nn.Module, predictor: nn.Module, config: Config, steps_per_epoch: int
+    networks: Networks, config: Config, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """AdamW with no decay on biases and norms, and the run's schedule (method 7)."""
-    parameters = [p for net in (encoder, predictor) for p in net.parameters() if p.requires_grad]
+    trained = (networks.encoder, networks.predictor)
+    parameters = [p for network in trained for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "decay": True},

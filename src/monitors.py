@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .config import Config
 from .datasets.clip_input import ClipInput
-from .helper import Networks, init_collator, init_dataset
-from .models.jepa import jepa_targets
+from .helper import init_collator, init_dataset
+from .models.jepa import Networks, jepa_targets
 from .utils.ridge import RidgeSums
 
 COLUMNS = ("r2", "r2_clip_constant", "r2_swapped", "variance", "variance_share", "rankme")
@@ -22,6 +22,29 @@ SHRUNK = 100  # a between-sample variance this many times smaller than at the st
 Batches = Iterable[tuple[Tensor, Tensor]]
 Masks = Sequence[tuple[Tensor, Tensor]]
 Autocast = Callable[[], AbstractContextManager]
+
+
+class Monitors:
+    """The monitors of a run: the same clips and masks at every measurement.
+
+    Args:
+        config: names the split of the held-out clips, their number and that of training clips.
+        clip_input: how runs become clips, as in training.
+
+    Raises:
+        UserError: if a split has no runs.
+    """
+
+    def __init__(self, config: Config, clip_input: ClipInput) -> None:
+        self.held_out = FixedClips(config, config.logging.monitor_split, clip_input)
+        self.training = FixedClips(config, "train", clip_input)
+        self.masks = fixed_masks(config)
+
+    def measure(
+        self, networks: Networks, device: torch.device, autocast: Autocast
+    ) -> dict[str, float]:
+        """:func:`measure` ``networks``; a value for each of :data:`COLUMNS`."""
+        return measure(networks, self.training, self.held_out, self.masks, device, autocast)
 
 
 @torch.no_grad()

@@ -10,10 +10,14 @@ import yaml
 from .config import Config
 from .datasets.fmri import FMRIDataset
 from .datasets.micro_batches import MicroBatchSampler
+from .masks.collator import SpatiotemporalMaskCollator
+from .masks.draw import draw_masks
 from .masks.spatiotemporal import MaskBatch
 from .models.jepa import Networks
-from .monitors import FixedClips
+from .monitors import COLUMNS, Monitors, verdict
 from .pretrain_state import PretrainState
+from .utils.checkpoint import checkpoint_path
+from .utils.curves import draw_curves
 from .utils.distributed import Ranks
 from .utils.files import naming, write_text
 from .utils.logging import RunLog
@@ -24,9 +28,99 @@ from .utils.progress import ProgressBar
 logger = logging.getLogger(__name__)
 
 SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
+N_DRAWN = 6  # steps whose masks are drawn, to show how sizes vary
+# The release's columns, then ours.
+CSV_COLUMNS = (
+    "epoch",
+    "itr",
+    "loss",
+    "mask-A",
+    "mask-B",
+    "time (ms)",
+    "step",
+    "lr",
+    "weight_decay",
+    "momentum",
+    "grad_norm",
+    *COLUMNS,
+)
 
 
-def describe_start(state: PretrainState, folder: Path) -> None:
+def open_log(folder: Path, tag: str, main: bool, step: int) -> RunLog:
+    """Open the CSV and TensorBoard log of a run that has taken ``step`` steps."""
+    return RunLog(folder, _csv_name(tag), CSV_COLUMNS, main, resume_key="step", resume_at=step + 1)
+
+
+def report_start(
+    config: Config,
+    state: PretrainState,
+    dataset: FMRIDataset,
+    monitors: Monitors,
+    collator: SpatiotemporalMaskCollator,
+    sampler: MicroBatchSampler,
+    networks: Networks,
+    ranks: Ranks,
+) -> None:
+    """Write configuration, revision and a picture of masks; describe the run in the log.
+
+    Raises:
+        UserError: if the run's folder cannot be written.
+    """
+    folder = Path(config.logging.folder)
+    _describe_start(state, folder)
+    masks = [collator.sample(1, step) for step in range(N_DRAWN)]
+    draw_masks(masks, config.grid, folder / "masks.png")
+    _describe_run(config, dataset, len(monitors.held_out), sampler, networks, ranks)
+    _describe_memory(config, networks, masks, ranks)
+
+
+def report_step(
+    row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: ProgressBar
+) -> None:
+    """One line of the log, TensorBoard and the progress bar."""
+    bar.set_postfix(loss=f"{row['loss']:.4f}")
+    logger.info(
+        "epoch %d step %d/%d loss %.4f grad norm %.3f lr %.2e (%.0f ms/step)",
+        row["epoch"],
+        step,
+        total_steps,
+        row["loss"],
+        row["grad_norm"],
+        row["lr"],
+        row["time (ms)"],
+    )
+    names = ("loss", "grad_norm", "lr", "weight_decay", "momentum", "time (ms)")
+    log.scalars({f"train/{name}": row[name] for name in names}, step)
+
+
+def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
+    """What held-out people say, in the log and TensorBoard."""
+    logger.info(
+        "held-out people after step %d: R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
+        "variance %.4g (%.1f %% of the total) RankMe %.1f",
+        step,
+        values["r2"],
+        values["r2_clip_constant"],
+        values["r2_swapped"],
+        values["variance"],
+        100 * values["variance_share"],
+        values["rankme"],
+    )
+    log.scalars({f"monitor/{name}": value for name, value in values.items()}, step)
+
+
+def report_end(folder: Path, tag: str, state: PretrainState) -> None:
+    """Draw the curves of a finished run; its checkpoint and the monitors' verdict go to the log."""
+    draw_curves(folder / _csv_name(tag), folder / "loss.png", start=state.monitors["first"])
+    logger.info("checkpoint: %s", checkpoint_path(folder, tag))
+    logger.info(verdict(state.monitors["first"], state.monitors["last"]))
+
+
+def _csv_name(tag: str) -> str:
+    return f"{tag}_r0.csv"
+
+
+def _describe_start(state: PretrainState, folder: Path) -> None:
     """Write the run's configuration and revision, and say where it goes on from."""
     text = yaml.safe_dump(state.config, sort_keys=False)
     write_text(folder / "params-ijepa.yaml", text)
@@ -45,10 +139,10 @@ def describe_start(state: PretrainState, folder: Path) -> None:
         )
 
 
-def describe(
+def _describe_run(
     config: Config,
     dataset: FMRIDataset,
-    held_out: FixedClips,
+    n_held_out: int,
     sampler: MicroBatchSampler,
     networks: Networks,
     ranks: Ranks,
@@ -67,7 +161,7 @@ def describe(
         len(dataset),
         config.data.repeats,
         len(dataset) * config.data.repeats,
-        len(held_out),
+        n_held_out,
         config.data.data_dir,
         dataset.clip_input.normalization,
     )
@@ -94,7 +188,31 @@ def describe(
     )
 
 
-def describe_memory(
+def _describe_time(config: Config, dataset: FMRIDataset) -> None:
+    """Seconds between the samples of a clip: striding does not make them equal over runs."""
+    frames, patch = config.data.crop_size[1], config.mask.patch_size
+    intervals = sorted(set(dataset.sample_intervals.round(4).tolist()))
+    shortest, longest = intervals[0], intervals[-1]
+    seconds = f"{shortest:g}" if len(intervals) == 1 else f"{shortest:g} to {longest:g}"
+    logger.info(
+        "a sample every %s s: %d frames are %.0f s, a patch of %d is %.0f s",
+        seconds,
+        frames,
+        frames * longest,
+        patch,
+        patch * longest,
+    )
+    if len(intervals) > 1:
+        logger.warning("runs of different TR are mixed; data.target_tr would bring them to one")
+    if longest > SLOWEST_SAMPLING:
+        logger.warning(
+            "a sample every %g s is slow for BOLD; is meta.downsample (every third frame, meant "
+            "for a TR of about 0.7 s) right for these data?",
+            longest,
+        )
+
+
+def _describe_memory(
     config: Config, networks: Networks, masks: Sequence[MaskBatch], ranks: Ranks
 ) -> None:
     """Say what a training step takes of the memory that is there.
@@ -131,62 +249,3 @@ def describe_memory(
         "Lower data.batch_size (and raise meta.accumulation_steps), or set "
         "meta.gradient_checkpointing=true.",
     )
-
-
-def _describe_time(config: Config, dataset: FMRIDataset) -> None:
-    """Seconds between the samples of a clip: striding does not make them equal over runs."""
-    frames, patch = config.data.crop_size[1], config.mask.patch_size
-    intervals = sorted(set(dataset.sample_intervals.round(4).tolist()))
-    shortest, longest = intervals[0], intervals[-1]
-    seconds = f"{shortest:g}" if len(intervals) == 1 else f"{shortest:g} to {longest:g}"
-    logger.info(
-        "a sample every %s s: %d frames are %.0f s, a patch of %d is %.0f s",
-        seconds,
-        frames,
-        frames * longest,
-        patch,
-        patch * longest,
-    )
-    if len(intervals) > 1:
-        logger.warning("runs of different TR are mixed; data.target_tr would bring them to one")
-    if longest > SLOWEST_SAMPLING:
-        logger.warning(
-            "a sample every %g s is slow for BOLD; is meta.downsample (every third frame, meant "
-            "for a TR of about 0.7 s) right for these data?",
-            longest,
-        )
-
-
-def report_step(
-    row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: ProgressBar
-) -> None:
-    """One line of the log, TensorBoard and the progress bar."""
-    bar.set_postfix(loss=f"{row['loss']:.4f}")
-    logger.info(
-        "epoch %d step %d/%d loss %.4f grad norm %.3f lr %.2e (%.0f ms/step)",
-        row["epoch"],
-        step,
-        total_steps,
-        row["loss"],
-        row["grad_norm"],
-        row["lr"],
-        row["time (ms)"],
-    )
-    names = ("loss", "grad_norm", "lr", "weight_decay", "momentum", "time (ms)")
-    log.scalars({f"train/{name}": row[name] for name in names}, step)
-
-
-def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
-    """What held-out people say, in the log and TensorBoard."""
-    logger.info(
-        "held-out people after step %d: R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
-        "variance %.4g (%.1f %% of the total) RankMe %.1f",
-        step,
-        values["r2"],
-        values["r2_clip_constant"],
-        values["r2_swapped"],
-        values["variance"],
-        100 * values["variance_share"],
-        values["rankme"],
-    )
-    log.scalars({f"monitor/{name}": value for name, value in values.items()}, step)

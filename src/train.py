@@ -1,37 +1,34 @@
-"""Pretraining, top to bottom: data, model, optimizer, resume, loop (method 5)."""
+"""Pretraining, top to bottom: data, model, optimizer, state, loop (method 5)."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import monitors
 from .config import Config
-from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from .helper import (
     init_collator,
     init_dataset,
+    init_loader,
     init_model,
     init_opt,
     init_roi_features,
+    init_sampler,
     load_weights,
 )
-from .masks.draw import draw_masks
 from .models.jepa import Networks
+from .monitors import Monitors
 from .pretrain_state import PretrainState, state_to_go_on_from
-from .run_report import describe, describe_memory, describe_start, report_monitors, report_step
+from .run_report import open_log, report_end, report_monitors, report_start, report_step
 from .utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
-from .utils.curves import draw_curves
 from .utils.distributed import Ranks
 from .utils.loading import batches_of
-from .utils.logging import RunLog, git_revision, setup_logging
+from .utils.logging import git_revision, setup_logging
 from .utils.precision import autocast
 from .utils.progress import progress_bar
 from .utils.schedulers import Schedule
@@ -39,22 +36,6 @@ from .utils.signals import name_of, stop_requests
 from .utils.step_buffer import NonFiniteLoss, StepBuffer, StepRecord
 
 logger = logging.getLogger(__name__)
-
-# The release's columns, then ours.
-CSV_COLUMNS = (
-    "epoch",
-    "itr",
-    "loss",
-    "mask-A",
-    "mask-B",
-    "time (ms)",
-    "step",
-    "lr",
-    "weight_decay",
-    "momentum",
-    "grad_norm",
-    *monitors.COLUMNS,
-)
 
 
 def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
@@ -65,9 +46,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         UserError: bad data, a checkpoint that cannot be resumed or written, or a loss that is not
             finite.
     """
-    # -------------------------------------------------------------------------- folder and resume
     folder, tag = Path(config.logging.folder), config.logging.write_tag
-    latest = checkpoint_path(folder, tag)
     before = state_to_go_on_from(config, resume)
     if before:
         before.check_same_run(config, ranks.world_size)
@@ -75,73 +54,40 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
 
     # --------------------------------------------------------------------------------------- data
     with ranks.main_first():  # it computes the robust statistics, once for a data set
-        dataset = init_dataset(
-            config, "train", replace(config.clip_input, stats=before and before.stats)
-        )
+        clip_input = replace(config.clip_input, stats=before and before.stats)
+        dataset = init_dataset(config, "train", clip_input)
     if before:
         before.check_same_data(dataset)
-    held_out = monitors.FixedClips(config, config.logging.monitor_split, dataset.clip_input)
-    fitted_on = monitors.FixedClips(config, "train", dataset.clip_input)
+    monitors = Monitors(config, dataset.clip_input)
     collator = init_collator(config, seed=config.meta.seed, rank=ranks.rank)
-    sampler = MicroBatchSampler(
-        len(dataset),
-        batch_size=config.data.batch_size,
-        accumulation=config.meta.accumulation_steps,
-        epochs=config.optimization.epochs,
-        repeats=config.data.repeats,
-        seed=config.meta.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        first_step=before.step if before else 0,
-    )
-    loader = DataLoader(
-        NumberedSamples(dataset),
-        batch_sampler=sampler,
-        collate_fn=collator,
-        num_workers=config.data.num_workers,
-        pin_memory=config.data.pin_mem and ranks.device.type == "cuda",
-    )
+    sampler = init_sampler(config, len(dataset), ranks, first_step=before.step if before else 0)
+    loader = init_loader(config, dataset, sampler, collator, ranks.device)
 
-    # ----------------------------------------------------------------------- model and optimizer
+    # -------------------------------------------------------------------------------------- model
     roi_features = init_roi_features(config, dataset, before and before.gradients)
     networks = init_model(config, roi_features, ranks.device)
-    optimizer, schedule = init_opt(
-        networks.encoder, networks.predictor, config, sampler.steps_per_epoch
-    )
+    precision = autocast(ranks.device, config.meta.use_bfloat16)
+
+    # ---------------------------------------------------------------------------------- optimizer
+    accumulation = config.meta.accumulation_steps
+    optimizer, schedule = init_opt(networks, config, sampler.steps_per_epoch)
+
+    # -------------------------------------------------------------------------------------- state
     if before:
         before.restore(networks, optimizer)
     elif config.meta.init_from is not None:
         load_weights(networks, config.meta.init_from)
     if config.meta.compile:
         networks.compile()
-    networks.distribute(ranks, config.meta.accumulation_steps)
-    precision = autocast(ranks.device, config.meta.use_bfloat16)
-
-    measure = partial(
-        *(monitors.measure, networks, fitted_on, held_out, monitors.fixed_masks(config)),
-        *(ranks.device, precision),
-    )
-
-    # -------------------------------------------------------------------------------------- state
+    networks.distribute(ranks, accumulation)
     revision = git_revision() if ranks.main else None
     state = PretrainState.begin(config, dataset, ranks, revision, before)
-    log = RunLog(
-        folder,
-        f"{tag}_r0.csv",
-        CSV_COLUMNS,
-        ranks.main,
-        resume_key="step",
-        resume_at=state.step + 1,
-    )
+    log = open_log(folder, tag, ranks.main, state.step)
     if ranks.main:
         remove_leftovers(folder, tag)
-        describe_start(state, folder)
-        masks = [collator.sample(1, step) for step in range(6)]
-        draw_masks(masks, config.grid, folder / "masks.png")
-        describe(config, dataset, held_out, sampler, networks, ranks)
-        describe_memory(config, networks, masks, ranks)
+        report_start(config, state, dataset, monitors, collator, sampler, networks, ranks)
         if not before:
-            first = measure()
+            first = monitors.measure(networks, ranks.device, precision)
             state.monitors = {"first": first, "last": first}
             report_monitors(first, 0, log)
 
@@ -160,13 +106,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         for step in range(state.step + 1, total_steps + 1):
             writer.check()
             record = train_step(
-                step,
-                batches,
-                networks,
-                optimizer,
-                schedule,
-                config.meta.accumulation_steps,
-                precision,
+                step, batches, networks, optimizer, schedule, accumulation, precision
             )
             epoch, inside = divmod(step - 1, sampler.steps_per_epoch)
             record.scalars |= {"epoch": epoch + 1, "itr": inside}
@@ -183,12 +123,12 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
             except NonFiniteLoss as error:
                 log.rows(error.before)
                 writer.wait()
-                runs = dataset.folder.runs.loc[error.rows]
-                raise error.explained(runs, "lower optimization.lr", latest) from error
+                runs, last_good = dataset.folder.runs.loc[error.rows], checkpoint_path(folder, tag)
+                raise error.explained(runs, "lower optimization.lr", last_good) from error
             if ranks.main:
                 monitoring = step % config.logging.monitor_every == 0 or step == total_steps
                 if logging_now and monitoring:
-                    state.monitors["last"] = measure()
+                    state.monitors["last"] = monitors.measure(networks, ranks.device, precision)
                     rows[-1] |= state.monitors["last"]
                     report_monitors(state.monitors["last"], step, log)
                 log.rows(rows)
@@ -209,16 +149,12 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                 log.close()
                 raise SystemExit(stopping)
 
-        # ------------------------------------------------------------------------------------ end
-        # A signal that comes here is of no effect: the run is finished.
+        # A signal that comes from here on is of no effect: the run is finished.
         writer.wait()
         ranks.barrier()
         log.close()
         if ranks.main:
-            csv, picture = folder / f"{tag}_r0.csv", folder / "loss.png"
-            draw_curves(csv, picture, start=state.monitors["first"])
-            logger.info("checkpoint: %s", latest)
-            logger.info(monitors.verdict(state.monitors["first"], state.monitors["last"]))
+            report_end(folder, tag, state)
 
 
 def train_step(

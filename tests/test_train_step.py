@@ -53,9 +53,7 @@ class Training:
             network.double()
         networks.distribute(ranks, accumulation)
         self.accumulation = accumulation
-        self.optimizer, self.schedule = init_opt(
-            networks.encoder, networks.predictor, config, STEPS_PER_EPOCH
-        )
+        self.optimizer, self.schedule = init_opt(networks, config, STEPS_PER_EPOCH)
         self.optimizer.register_step_pre_hook(self._keep_gradients)
         self.gradients: dict[str, Tensor] = {}
 

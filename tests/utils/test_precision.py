@@ -160,7 +160,7 @@ def one_step(config: Config, device: str) -> Callable[[], StepRecord]:
     collator = init_collator(config, seed=0)
     batches = iter(DataLoader(NumberedSamples(dataset), batch_sampler=sampler, collate_fn=collator))
     networks = init_model(config, init_roi_features(config, dataset, None), torch.device(device))
-    optimizer, schedule = init_opt(networks.encoder, networks.predictor, config, 2)
+    optimizer, schedule = init_opt(networks, config, 2)
 
     def step(number: int) -> StepRecord:
         accumulation = config.meta.accumulation_steps

@@ -5,6 +5,7 @@ from torch import nn
 
 from src.config import Config
 from src.helper import init_opt
+from src.models.jepa import Networks
 from src.utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
 
 SCHEDULE = Schedule(
@@ -48,7 +49,8 @@ def test_ipe_scale_stretches_everything_but_the_warmup():
     config = Config()
     config.optimization.epochs, config.optimization.warmup = 10, 2
     config.optimization.ipe_scale = 2.0
-    _, schedule = init_opt(nn.Linear(2, 2), nn.Linear(2, 2), config, steps_per_epoch=5)
+    networks = Networks(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    _, schedule = init_opt(networks, config, steps_per_epoch=5)
     assert schedule.lr.warmup == 10
     assert schedule.lr(10) == config.optimization.lr
     assert {schedule.lr.total, schedule.weight_decay.total, schedule.momentum.total} == {100}

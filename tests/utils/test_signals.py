@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from src import train
+from src import run_report, train
 from tests.conftest import (
     flat_weights,
     read_latest,
@@ -208,14 +208,14 @@ def test_ctrl_c_ends_two_processes_cleanly(start, data):
 
 def test_a_signal_after_the_last_step_ends_nothing(data, tmp_path, monkeypatch):
     """It comes while the curves are drawn: the run is finished, which is exit code 0."""
-    real = train.draw_curves
+    real = run_report.draw_curves
 
     def draw_curves(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         real(*args, **options)
 
-    monkeypatch.setattr(train, "draw_curves", draw_curves)
+    monkeypatch.setattr(run_report, "draw_curves", draw_curves)
     assert train_here(tiny_config(data, tmp_path / "run"))["epoch"] == 3
     assert (tmp_path / "run" / "loss.png").exists()
 
