@@ -325,6 +325,33 @@ def test_the_last_line_says_what_the_numbers_mean(last, words):
     assert said.startswith("NOT LEARNING") == bool(last)
 
 
+@pytest.mark.parametrize(
+    "last", [{"r2": 0.009}, {"r2_clip_constant": 0.009}, {"r2_swapped": 0.0999999}]
+)
+def test_noise_of_few_clips_is_not_learning(last):
+    values = {"r2": 0.1, "r2_clip_constant": 0.05, "r2_swapped": -0.2, "variance": 0.2}
+    good = {**values, "rankme": 5.0, "variance_share": 0.5}
+    assert monitors.verdict(good, good).startswith("learning")
+    assert monitors.verdict(good, {**good, **last}).startswith("NOT LEARNING")
+
+
+def test_a_predictor_that_ignores_its_context_never_learns():
+    """It knows the true mean of each position: half of the time R2 is above 0 by chance."""
+    above = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        raw = torch.randn(TOKENS, WIDTH) + torch.randn(1500, TOKENS, WIDTH)
+        targets = jepa_targets(nn.Identity(), raw)
+        context = torch.randn_like(targets)
+        networks = Networks(Lookup(context), Answer(targets.mean(0)), Lookup(targets))
+        training, held_out = batches(range(100, 128), 7), batches(range(28), 7)
+        device = torch.device("cpu")
+        values = monitors.measure(networks, training, held_out, MASKS, device, nullcontext)
+        above += values["r2"] > 0
+        assert monitors.verdict(values, values).startswith("NOT LEARNING")
+    assert above > 8
+
+
 def test_masks_are_fixed_and_other_than_those_of_the_training():
     config = config_from_dict({}, "a test")
     first, again = monitors.fixed_masks(config), monitors.fixed_masks(config)
