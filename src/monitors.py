@@ -267,9 +267,9 @@ def fixed_masks(config: Config) -> list[tuple[Tensor, Tensor]]:
 def verdict(first: dict[str, float], last: dict[str, float]) -> str:
     """One line on what the monitors say about a run.
 
-    References are beaten by more than :data:`LEAST_R2`. "learning" is no proof: a trait whose effect
-    differs from position to position, or that the clip constant cannot read linearly off the mean
-    context token, is not part of the reference.
+    A reference is beaten by more than :data:`LEAST_R2`. "learning" is no proof: a trait whose
+    effect differs from position to position, or that the clip constant cannot read linearly off the
+    mean context token, is not part of the reference.
     """
     if math.isnan(first["variance"]):
         return "not measured: the learning monitors need at least 2 held-out clips."

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..utils.data_parallel import clear_gradients, data_parallel, no_sync
 from ..utils.distributed import Ranks
@@ -45,7 +46,7 @@ def jepa_loss(
 def update_target_encoder(target_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
     """``target <- momentum * target + (1 - momentum) * encoder``, for all tensors at once."""
     targets, sources = list(target_encoder.parameters()), list(encoder.parameters())
-    torch._foreach_lerp_(targets, sources, 1.0 - momentum)
+    get_ema_multi_avg_fn(momentum)(targets, sources, None)
 
 
 class Networks:

@@ -70,7 +70,7 @@ def block_at(block: Block, x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
     """
     attention, masks = block.attn, as_list(masks)
     normed = block.norm1(x)
-    width = attention.attn_dim
+    width = attention.num_heads * attention.head_dim
     query_weight, other_weight = attention.qkv.weight.split([width, 2 * width])
     query_bias = other_bias = None
     if attention.qkv.bias is not None:
