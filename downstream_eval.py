@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         epilog="Everything else is a key of the task file (downstream_tasks/tasks.py lists them): "
-        "section.key=value. What a checkpoint knows about itself need not be given.",
+        "section.key=value. What a checkpoint states need not be given.",
     )
     switch = {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
     what = parser.add_argument_group("what is evaluated")

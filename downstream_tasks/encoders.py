@@ -1,4 +1,4 @@
-"""An encoder together with everything its checkpoint knows about it."""
+"""An encoder together with what its checkpoint states: its input, ROIs and training people."""
 
 import logging
 from dataclasses import dataclass, field

@@ -139,7 +139,7 @@ class StateFolder:
         """Progress of a new run, or that of the stored one, whose state is put in place.
 
         Raises:
-            UserError: if there is a state and no wish to resume it, or it is of another run.
+            UserError: if there is a state and ``resume`` is not set, or it is of another run.
         """
         path = self.folder / LATEST
         if not path.exists():

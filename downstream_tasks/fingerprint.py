@@ -123,11 +123,11 @@ def paired_runs(folder: DataFolder, config: DownstreamConfig) -> Cohort:
 
 
 def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whom each person of ``first`` ``[n, F]`` is taken for in ``second``, and the reverse.
+    """Match each person of ``first`` ``[n, F]`` to the nearest row of ``second``, and the reverse.
 
-    Both are ``[n]``; row i of the two is the same person. Features are z-scored over the people of
-    each run. Where none differs between people (by more than the rounding of float32) everyone is
-    taken for the first, so that one is identified, as by any one guess.
+    Both results are ``[n]``; row i of the two inputs is the same person. Features are z-scored over
+    the people of each run. Where none differs between people (by more than the rounding of float32)
+    everyone is matched to row 0, so that one is identified, as by any constant guess.
     """
 
     def unit(features: np.ndarray) -> np.ndarray:

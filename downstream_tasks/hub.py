@@ -6,8 +6,9 @@
 
 The folder is self-contained: gradients and normalisation statistics are beside the weights, the
 ROI labels and everything else in ``config.json``. It can be given as ``--load_path`` too. Of the
-people of the pretraining it holds hashes of their ids (:mod:`src.utils.person_ids`), so that an
-evaluation can tell whom the encoder has seen; it holds neither ids nor the split of a fine-tuning.
+people of the pretraining it holds hashes of their ids (:mod:`src.utils.person_ids`), by which an
+evaluation detects people that the encoder was trained on; it holds neither ids nor the split of a
+fine-tuning.
 """
 
 from pathlib import Path
@@ -57,7 +58,7 @@ class BrainJEPAHub(
     paper_url="https://arxiv.org/abs/2409.19407",
     model_card_template=_MODEL_CARD,
 ):
-    """An encoder, or a fine-tuned network, with all its checkpoint knows. Build it with :meth:`of`.
+    """An encoder or fine-tuned network with its input and provenance. Build it with :meth:`of`.
 
     The arguments are what ``config.json`` holds.
 

@@ -95,7 +95,7 @@ def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
 def score_stored(config: DownstreamConfig, device: torch.device) -> dict[str, Any]:
     """Score fine-tuned checkpoints on the test people and write the report to ``eval``.
 
-    Ours know their people, classes and target statistics. For the release's the task's split is
+    Ours hold their split, classes and target statistics. For the release's the task's split is
     used, and the training people of that split give the statistics.
 
     Raises:

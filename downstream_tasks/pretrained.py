@@ -2,7 +2,7 @@
 
 Ours are self-contained. The release's hold weights only; what cannot be read off the shapes of the
 weights (attention heads, the gradients) comes from flags. A flag that contradicts the file is an
-error, so what a file knows need not be repeated and cannot be got wrong.
+error, so what a file states need not be repeated and cannot be got wrong.
 """
 
 import argparse
@@ -335,7 +335,7 @@ def _choose_gradients(
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that name a checkpoint and say what it does not know."""
+    """Add the flags that name a checkpoint and give what it does not state."""
     parser.add_argument(
         "--load_path", required=True, help="checkpoint file, folder of a run, or exported model"
     )

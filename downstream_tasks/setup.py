@@ -146,7 +146,7 @@ def prepare(
 def describe_checkpoint(
     config: DownstreamConfig, pretrained: Pretrained, pretrained_on: int | None = None
 ) -> dict[str, Any]:
-    """Which weights, whom they have seen, and which input they had, for ``results.json``."""
+    """Weights, training people and input of the checkpoint, for ``results.json``."""
     clip_input = task_clip_input(config.data, pretrained)
     return {
         "path": str(pretrained.path),
@@ -179,11 +179,11 @@ def _warn_about_input(config: DownstreamConfig, pretrained: Pretrained) -> None:
         logger.warning("input unlike that of %s: %s", pretrained.path, "; ".join(differences))
 
 
-# --- whom the checkpoint has seen ----------------------------------------------------------------
+# --- training people of the checkpoint -----------------------------------------------------------
 
 
 def _training_people(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
-    """Where it is written whom a fine-tuned checkpoint was trained on; ``None`` for the others."""
+    """Where the training people of a fine-tuned checkpoint are listed; ``None`` for the others."""
     if not pretrained.head:
         return None
     if pretrained.split is not None:

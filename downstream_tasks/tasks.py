@@ -103,7 +103,7 @@ class SplitConfig:
 
 @dataclass
 class ModelConfig:
-    """The checkpoint. What it knows need not be repeated here; a contradiction is an error."""
+    """The checkpoint. What it states need not be repeated here; a contradiction is an error."""
 
     load_path: str | None = None  # file, or folder of a pretraining run
     load_epoch: int | None = None  # with a folder: jepa-epN; unset: the latest

@@ -62,7 +62,7 @@ class DataConfig:
     """Which runs, and how a clip is cut from a run."""
 
     data_dir: str = "data/ukb"  # data-set folder (data/README.md)
-    how_to_make: tuple[str, ...] = ()  # commands, with {data_dir}: said where it is missing
+    how_to_make: tuple[str, ...] = ()  # commands, with {data_dir}; named where it is missing
     gradient_csv_path: str | None = None  # needed by add_w: mapping and anatomical
     batch_size: Count = 16  # clips per device and micro-step
     crop_size: tuple[Count, Count] = (450, 160)  # ROIs, frames after resampling

@@ -128,8 +128,8 @@ def load_weights(networks: Networks, path: str | Path) -> None:
 
     A file without target encoder (or without encoder) gives the other's weights to both, and one
     without predictor leaves that as it was initialised; the log says what was loaded. The ROI
-    features of a file go with its weights, which have learned to read them; the release's files
-    have none, so that those of ``gradient_csv_path`` stay.
+    features of a file belong to its weights, which were trained with them; the release's files have
+    none, so that those of ``gradient_csv_path`` stay.
 
     Raises:
         UserError: if the file cannot be read, has no encoder, or its shapes are others.
@@ -160,7 +160,7 @@ def load_weights(networks: Networks, path: str | Path) -> None:
         networks.predictor.gradient_pos_embed.copy_(learned)
         logger.warning(
             "the ROI features are those of %s, not those of data.gradient_csv_path: its weights "
-            "have learned to read them",
+            "were trained with them",
             path,
         )
 

@@ -17,7 +17,7 @@ from .utils.ridge import RidgeSums
 COLUMNS = ("r2", "r2_clip_constant", "r2_swapped", "variance", "variance_share", "rankme")
 N_MASKS = 4  # drawn once, the same for every sample and every measurement
 N_FOLDS = 5  # parts of the training people, for the choice of the ridge strength
-# R2, or a difference of two, that is not told from 0: the mean of few held-out clips is off by a
+# An R2, or a difference of two, up to this counts as 0: the mean of few held-out clips is off by a
 # part of it, and a predictor that ignores its context beats the swapped one by rounding alone.
 LEAST_R2 = 0.01
 SHRUNK = 100  # a between-sample variance this many times smaller than at the start is a collapse
@@ -59,7 +59,7 @@ def measure(
     device: torch.device,
     autocast: Autocast,
 ) -> dict[str, float]:
-    """What the networks know about samples that they were not trained on.
+    """Measure predictions and targets on samples that the networks were not trained on.
 
     All samples share the same masks, so that a position can be compared across samples. Memory does
     not grow with the number of samples: sums are kept, in float64 on the host. Fitting the clip
@@ -76,12 +76,12 @@ def measure(
     Returns:
         - ``r2``: 1 - squared error of the predictor / squared distance of the targets from their
           mean at each position. That mean is taken over these S samples and the distance corrected
-          by S / (S - 1), so a predictor that knows just the true mean of each position has 0.
+          by S / (S - 1), so a predictor of each position's true mean, and nothing else, has 0.
         - ``r2_clip_constant``: the same over a stronger reference, the mean at each position plus
           one constant per clip: a vector ``[D]``, the same at all target positions, linear in the
-          clip's mean context token. A predictor that knows positions and traits of the clip that
-          this map can read, such as a level that all positions share, but not what happens where
-          and when in it has 0.
+          clip's mean context token. A predictor of position means and of properties of the whole
+          clip that this map can read, such as a level that all positions share, but of nothing
+          local in ROI and time has 0.
         - ``r2_swapped``: ``r2`` of the predictions from another clip's context.
         - ``variance``: variance of the targets across samples at a fixed position, averaged over
           positions and features. It falls to 0 in a collapse, which ratios and ranks can hide.
@@ -141,7 +141,7 @@ def measure(
 def fit_clip_constant(
     networks: Networks, batches: Batches, masks: Masks, device: torch.device, autocast: Autocast
 ) -> Tensor:
-    """Map ``[D, D]`` from a clip's mean context token to what its targets have in common.
+    """Fit a map ``[D, D]`` from a clip's mean context token to its mean target token.
 
     Ridge regression of the mean target token on the mean context token, with an intercept for each
     mask, which takes the position means up. Its strength is chosen by cross-validation over people.
@@ -244,7 +244,7 @@ class FixedClips:
 
 
 def people_apart(people: np.ndarray) -> np.ndarray:
-    """An order in which neighbours, last and first too, are of different people: int ``[S]``.
+    """Return an order int ``[S]`` whose neighbours, last and first too, are of different people.
 
     It exists unless one person has more than half of the samples: people with the most samples
     first, the first half of them at even places and the rest between them.

@@ -1,4 +1,4 @@
-"""What a checkpoint of pretraining holds: the one place that knows its keys (method 4)."""
+"""The content of a pretraining checkpoint; its keys are defined here only (method 4)."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -53,12 +53,12 @@ MOST_NAMES = 10  # of people in one message
 class PretrainState:
     """A run of pretraining: what it is, how far it is and, in a file, its weights.
 
-    A file is the release's dictionary with the keys after ``lr`` in addition, so that it is enough
-    to go on with, and enough downstream.
+    A file holds the keys of the release's dictionary and, in addition, those after ``lr``: all that
+    resuming and the downstream tasks need.
 
     Attributes:
         encoder, predictor, target_encoder, opt: weights under the release's names, and the
-            optimizer's state; empty but for a state just read.
+            optimizer's state; empty unless the state was just read.
         scaler: a key of the release; there is no gradient scaler here (method 8.11).
         epoch, step: epochs and optimizer steps done.
         loss: of the last step, over all processes; ``lr``: its learning rate.
@@ -200,7 +200,7 @@ class PretrainState:
             )
 
     def restore(self, networks: Networks, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights, optimizer and random state in place, and let go of them here."""
+        """Load weights, optimizer and random state into the run; free those held here."""
         for part in NETWORKS:
             load_network(getattr(networks, part), getattr(self, part), self.path, part)
         optimizer.load_state_dict(self.opt)

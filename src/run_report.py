@@ -1,4 +1,4 @@
-"""What a run says while it goes on: its description, its steps, its monitors."""
+"""Reports of a pretraining run: its start, steps, monitors and end."""
 
 import logging
 import math
@@ -77,7 +77,7 @@ def report_start(
 def report_step(
     row: dict[str, float], step: int, total_steps: int, log: RunLog, bar: ProgressBar
 ) -> None:
-    """One line of the log, TensorBoard and the progress bar."""
+    """Write a step to the log, TensorBoard and the progress bar."""
     bar.set_postfix(loss=f"{row['loss']:.4f}")
     logger.info(
         "epoch %d step %d/%d loss %.4f grad norm %.3f lr %.2e (%.0f ms/step)",
@@ -94,7 +94,7 @@ def report_step(
 
 
 def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
-    """What held-out people say, in the log and TensorBoard."""
+    """Write the monitors of held-out people to the log and TensorBoard."""
     logger.info(
         "held-out people after step %d: R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
         "variance %.4g (%.1f %% of the total) RankMe %.1f",
@@ -121,7 +121,7 @@ def _csv_name(tag: str) -> str:
 
 
 def _describe_start(state: PretrainState, folder: Path) -> None:
-    """Write the run's configuration and revision, and say where it goes on from."""
+    """Write the run's configuration and revision; log the checkpoint that it continues."""
     text = yaml.safe_dump(state.config, sort_keys=False)
     write_text(folder / "params-ijepa.yaml", text)
     revisions = folder / "revision.txt"
@@ -147,7 +147,7 @@ def _describe_run(
     networks: Networks,
     ranks: Ranks,
 ) -> None:
-    """Say what is about to be trained on what."""
+    """Log data, networks and batches of the run."""
     accumulation, batch = config.meta.accumulation_steps, config.data.batch_size
     parameters = {
         name: sum(p.numel() for p in getattr(networks, name).parameters()) / 1e6
@@ -189,7 +189,7 @@ def _describe_run(
 
 
 def _describe_time(config: Config, dataset: FMRIDataset) -> None:
-    """Seconds between the samples of a clip: striding does not make them equal over runs."""
+    """Log the seconds between samples; striding does not make them equal over runs."""
     frames, patch = config.data.crop_size[1], config.mask.patch_size
     intervals = sorted(set(dataset.sample_intervals.round(4).tolist()))
     shortest, longest = intervals[0], intervals[-1]
@@ -215,7 +215,7 @@ def _describe_time(config: Config, dataset: FMRIDataset) -> None:
 def _describe_memory(
     config: Config, networks: Networks, masks: Sequence[MaskBatch], ranks: Ranks
 ) -> None:
-    """Say what a training step takes of the memory that is there.
+    """Log the estimated memory of a training step, and warn if it does not fit.
 
     Tokens are those of the largest of ``masks``. Activations are those that the encoder keeps of
     the context and the predictor of context and targets, or, if that is more, those that pass

@@ -265,8 +265,8 @@ ROWS = [
     ),
     (
         "src/datasets/folder/writer.py",
-        "journal.seek(self._journal_end)  # over",
-        "journal.seek(0, 2)  # over",
+        "progress.seek(self._progress_end)  # over",
+        "progress.seek(0, 2)  # over",
         "tests/datasets/folder/test_folder.py::test_a_full_disk_during_the_journal_leaves_it_readable",
         "what a full disk left of a line is written over",
     ),

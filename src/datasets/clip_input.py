@@ -34,7 +34,7 @@ DEFAULT_NORMALIZATION: Method = "zscore_sample"  # the paper's, downstream
 class ClipInput:
     """How a run ``[R, T_run]`` becomes a clip ``[1, R, T]``.
 
-    ``None`` is what a checkpoint does not say; see :meth:`changed` and :meth:`completed`.
+    ``None`` stands for what a checkpoint does not state; see :meth:`changed` and :meth:`completed`.
 
     Attributes:
         crop_size: (R, T), ROIs and samples of a clip.

@@ -1,7 +1,7 @@
 """Clip sampling: which frames of a run a clip of T samples takes. Pure functions.
 
-Sample k of a clip lies at frame `start + k * step` of its run. By stride, step is a whole number of
-frames; to a target TR, step = target TR / TR of the run, and a sample between two frames is
+Sample k of a clip lies at frame ``start + k * step`` of its run. By stride, step is a whole number
+of frames; to a target TR, step = target TR / TR of the run, and a sample between two frames is
 interpolated linearly. The window of a clip is T steps long (method 7); of its last step only the
 first frame is read, so a run of (T - 1) * step + 1 frames is long enough.
 """
@@ -16,10 +16,10 @@ _MASK64 = (1 << 64) - 1
 
 
 def frame_steps(tr: np.ndarray, *, stride: int = 1, target_tr: float | None = None) -> np.ndarray:
-    """Return frames per sample for each run, float64 [n]; whole numbers wherever they are meant.
+    """Return frames per sample of each run, float64 ``[n]``; exact where it is a whole number.
 
     Args:
-        tr: repetition time of each run in seconds, [n].
+        tr: repetition time of each run in seconds, ``[n]``.
         stride: take every so many frames.
         target_tr: take one sample per so many seconds instead.
 
@@ -46,17 +46,17 @@ def frame_steps(tr: np.ndarray, *, stride: int = 1, target_tr: float | None = No
 
 
 def frames_needed(num_frames: int, steps: np.ndarray) -> np.ndarray:
-    """Return how long a run must be for a clip of `num_frames` samples, in frames, int64 [n]."""
+    """Frames that a run must have for a clip of ``num_frames`` samples, int64 ``[n]``."""
     return np.ceil((num_frames - 1) * np.asarray(steps, dtype=np.float64)).astype(np.int64) + 1
 
 
 def samples_available(frames: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Return how many samples `steps` frames apart runs of `frames` frames hold, int64 [n]."""
+    """Number of samples, ``steps`` frames apart, in runs of ``frames`` frames, int64 ``[n]``."""
     return np.floor((np.asarray(frames) - 1) / steps).astype(np.int64) + 1
 
 
 def even_starts(n_starts: int, n_clips: int) -> np.ndarray:
-    """Return `n_clips` start frames spread evenly over 0 .. n_starts - 1; one clip is centred."""
+    """Return ``n_clips`` start frames spread evenly over 0 .. n_starts - 1; one clip is centred."""
     if n_clips == 1:
         return np.array([(n_starts - 1) // 2])
     return np.linspace(0, n_starts - 1, n_clips).round().astype(np.int64)
@@ -82,15 +82,15 @@ def _splitmix64(x: int) -> int:
 def take_clip(
     flat: torch.Tensor, run: tuple[int, int, int], start: int, step: float, num_frames: int
 ) -> torch.Tensor:
-    """Return `num_frames` samples of a run as [1, R, T].
+    """Return ``num_frames`` samples of a run as ``[1, R, T]``.
 
-    A view of `flat` for whole steps; else a new tensor, interpolated linearly. (Interpolation
+    A view of ``flat`` for whole steps; else a new tensor, interpolated linearly. (Interpolation
     smooths: white noise half-way between two frames loses half its variance.)
 
     Args:
-        flat: 1-D, runs one after another, each C order [R, T_run].
-        run: its first element in `flat`, R, T_run.
-        start, step: sample k is at frame `start + k * step`.
+        flat: 1-D, runs one after another, each C order ``[R, T_run]``.
+        run: its first element in ``flat``, R, T_run.
+        start, step: sample k is at frame ``start + k * step``.
     """
     first, n_rois, frames = run
     if step == int(step):

@@ -10,7 +10,7 @@ _MAX_CORRELATION = 1 - 1e-6  # Fisher z of 1 is infinite
 
 
 def group_connectivity(folder: DataFolder, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """Return the group-average functional connectivity of a split, float64 [R, R], and its rows.
+    """Return the group-average functional connectivity of a split, ``[R, R]``, and its rows.
 
     Pearson correlations become Fisher z, are averaged over the runs of a person, then over people,
     and become correlations again; every person counts the same. A pair of ROIs is averaged over the
@@ -47,12 +47,12 @@ def group_connectivity(folder: DataFolder, split: str = "train") -> tuple[np.nda
 
 
 def _fisher_z(series: np.ndarray) -> np.ndarray:
-    """Return arctanh of the Pearson correlations of the rows of [R, T]; 0 for bad, zero rows."""
+    """Arctanh of the Pearson correlations of the rows of ``[R, T]``; 0 for bad, zero rows."""
     return np.arctanh(np.clip(correlation(series), -_MAX_CORRELATION, _MAX_CORRELATION))
 
 
 def correlation(series: np.ndarray) -> np.ndarray:
-    """Pearson correlations of the rows of [R, T], [R, R] of the same type; 0 for constant rows."""
+    """Pearson correlations ``[R, R]`` of the rows of ``[R, T]``; 0 for constant rows."""
     centred = series - series.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)

@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class FMRIDataset(Dataset):
-    """Clips [1, R, T] of parcellated BOLD runs, normalised, float32.
+    """Clips ``[1, R, T]`` of parcellated BOLD runs, normalised, float32.
 
-    `dataset[i]` (or `dataset[i, epoch]`; `i` alone is epoch 0) is a dict of `fmri`, the clip, and
-    `row`, the run's row in participants.tsv. The start of a random clip depends on seed, epoch and
-    row alone, so it is the same for any number of workers and after a resume.
+    ``dataset[i]`` (or ``dataset[i, epoch]``; ``i`` alone is epoch 0) is a dict of ``fmri``, the
+    clip, and ``row``, the run's row in participants.tsv. The start of a random clip depends on
+    seed, epoch and row alone, so it is the same for any number of workers and after a resume.
 
     Args:
         data_dir: a data-set folder (data/README.md).
@@ -41,7 +41,7 @@ class FMRIDataset(Dataset):
         clip_input: how a run becomes a clip. Robust statistics that it does not hold are those of
             the folder's training runs that it does not leave out.
         clips: "random", "center", or a number k of clips spread evenly over each run; item
-            `i * k + j` is then clip j of the i-th run.
+            ``i * k + j`` is then clip j of the i-th run.
         seed: of the random starts.
 
     Raises:
@@ -168,12 +168,12 @@ class FMRIDataset(Dataset):
 
     @property
     def sample_intervals(self) -> np.ndarray:
-        """Seconds between the samples of a clip, float [runs]."""
+        """Seconds between the samples of a clip, float64 ``[n_runs]``."""
         return self.folder.runs["tr"].to_numpy()[self.rows] * self._steps
 
     @property
     def participant_ids(self) -> np.ndarray:
-        """The person of each item, array of str [len(self)]."""
+        """Participant id of each item, str ``[n_items]``."""
         ids = self.folder.runs["participant_id"].to_numpy(dtype=str)
         return np.repeat(ids[self.rows], self.clips_per_run)
 
@@ -191,11 +191,11 @@ class FMRIDataset(Dataset):
         return {"fmri": self.clip(i, start), "row": row}
 
     def center_clip(self, i: int) -> torch.Tensor:
-        """Return the normalised clip [1, R, T] in the middle of the i-th run."""
+        """Return the normalised clip ``[1, R, T]`` in the middle of the i-th run."""
         return self.clip(i, even_starts(self._n_starts.item(i), 1).item(0))
 
     def clip(self, i: int, start: int) -> torch.Tensor:
-        """Return the normalised clip [1, R, T] of the i-th run that begins at frame `start`."""
+        """Return the normalised clip ``[1, R, T]`` of the i-th run from frame ``start`` on."""
         if not 0 <= start < self._n_starts.item(i):
             last = self._n_starts[i] - 1
             raise IndexError(f"a clip of row {self.rows[i]} starts at 0 to {last}, not {start}")

@@ -1,7 +1,7 @@
 """What clips look like to the encoder, in its training and in an evaluation (method 7).
 
-An encoder that was trained on clips whose variance is static offsets of ROIs has learned to read
-those; on data without them its features say little, and no error tells.
+The features of an encoder trained on clips whose variance is static offsets of ROIs depend on
+these offsets; on data without them they carry little information, and nothing fails.
 """
 
 import math
@@ -52,7 +52,7 @@ class InputProfile:
     def offset_share(self) -> float:
         """Share of an ROI's variance that lies between clips rather than in time, mean over ROIs.
 
-        0 after ``zscore_roi``; near 1 where people keep large offsets.
+        0 after ``zscore_roi``; near 1 where people differ by large offsets.
         """
         offsets, fluctuations = np.square(self.offset_sd), np.square(self.sd)
         varies = offsets + fluctuations > 0  # not of an ROI that is bad, or has one value only

@@ -1,6 +1,6 @@
 """Normalisation of clips, one function per method.
 
-robust         (x - median) / IQR of the ROI, over the training people of each one's mean over time
+robust         (x - median) / IQR of the ROI, both over the time means of the training people
 robust_frames  the same with median and IQR over the training frames
 zscore_sample  (x - mean) / SD over all ROIs and frames of the clip
 zscore_roi     the same for each ROI of the clip by itself
@@ -26,7 +26,7 @@ _ROUNDING = 8 * torch.finfo(torch.float32).eps  # as for constant ROIs in folder
 
 # --- clips -------------------------------------------------------------------------------------
 # Each takes a clip [..., R, T], leaves it alone, as it may be a view of the memory map, and returns
-# a new contiguous tensor. `bad` is a bool mask [R] of ROIs that count for nothing and become 0.
+# a new contiguous tensor. ``bad`` is a bool mask [R] of ROIs that count for nothing and become 0.
 
 
 def normalizer(
@@ -45,7 +45,7 @@ def normalizer(
 def robust(
     clip: torch.Tensor, bad: torch.Tensor | None, median: torch.Tensor, inverse_iqr: torch.Tensor
 ) -> torch.Tensor:
-    """Shift and scale each ROI by constants; `median` and `inverse_iqr` are [R, 1]."""
+    """Shift and scale each ROI by constants; ``median`` and ``inverse_iqr`` are ``[R, 1]``."""
     # Two operations, the second in cache: they vectorise over rows, torch.addcmul here does not.
     return _zero(torch.sub(clip, median).mul_(inverse_iqr), bad)
 

@@ -24,7 +24,7 @@ def load_gradients(
     kind: str | None = None,
     training_data: DataFolder | None = None,
 ) -> np.ndarray:
-    """Read a CSV of gradients or centroids and check it, float32 [R, G].
+    """Read a CSV of gradients or centroids and check it, float32 ``[R, G]``.
 
     Args:
         path: comma-separated numbers, one row per ROI, no header.
@@ -33,7 +33,7 @@ def load_gradients(
         roi_labels: ROIs of the data. They must be those of the JSON beside the file, in that order,
             if there is one (the published file comes without).
         kind: "gradients" or "centroids", as that JSON must say; centroids have 3 columns.
-        training_data: the folder of a pretraining run. If that JSON is there and speaks of
+        training_data: the folder of a pretraining run. If that JSON is there and is of
             gradients, they must have been computed from the folder's training runs. Not for an
             evaluation, which takes the gradients of the pretraining to other people.
 
@@ -77,7 +77,7 @@ def load_gradients(
 def _check_sidecar(
     sidecar: Path, roi_labels: Sequence[str] | None, kind: str | None
 ) -> dict[str, Any]:
-    """Return what the JSON says, if it fits the data and what is asked for."""
+    """Return the content of the JSON; a :class:`UserError` unless it fits data and ``kind``."""
     try:
         description = json.loads(sidecar.read_text(encoding="utf-8"))
         labels, is_kind = description["roi_labels"], description["kind"]

@@ -27,7 +27,7 @@ class SpatiotemporalMaskCollator:
     """Collate samples and draw their masks: ``collator(batch) -> (collated, [enc], [pred])``.
 
     Both masks are LongTensors ``[B, K]`` of token indices ``n = roi * P + patch``, one of each, not
-    sorted: the targets are alpha's, then beta's, then gamma's (order within: see `MaskBatch`).
+    sorted: the targets are alpha's, then beta's, then gamma's (order within: see ``MaskBatch``).
 
     The draw is a pure function of (seed, step, rank), and the collator has no state. The step is
     the integer that all samples of a batch carry under the key ``draw``, which is left out of the
@@ -65,7 +65,7 @@ class SpatiotemporalMaskCollator:
         return sample_sizes(self.settings, self._generator([0, 0, step, SIZES]))
 
     def sample(self, batch_size: int, step: int) -> MaskBatch:
-        """Draw the masks of `batch_size` samples: a pure function of (seed, step, rank)."""
+        """Draw the masks of ``batch_size`` samples: a pure function of (seed, step, rank)."""
         sizes = self.sizes(step)
         words = self.rank * batch_size * words_per_sample(sizes.n_rois)
         positions = self._generator([words // PHILOX_WORDS, 0, step, POSITIONS])

@@ -30,7 +30,7 @@ UNUSED, CONTEXT, ALPHA, BETA, GAMMA = range(len(BLOCK_COLORS))
 
 
 def block_grid(masks: MaskBatch, sample: int, grid: tuple[int, int]) -> np.ndarray:
-    """Which block each patch of a sample is in: int ``[R, P]``, positions in `BLOCK_COLORS`."""
+    """Which block each patch of a sample is in: int ``[R, P]``, positions in ``BLOCK_COLORS``."""
     context = masks.context if masks.observed is None else masks.observed
     codes = np.full(grid[0] * grid[1], UNUSED)
     blocks = (context, masks.alpha, masks.beta, masks.gamma)
@@ -40,7 +40,7 @@ def block_grid(masks: MaskBatch, sample: int, grid: tuple[int, int]) -> np.ndarr
 
 
 def rows_by_block(codes: np.ndarray) -> np.ndarray:
-    """An order of the ROIs that brings together the rows of every block of `block_grid`: ``[R]``.
+    """An order of the ROIs that brings together the rows of every block of ``block_grid``: ``[R]``.
 
     Context, alpha, beta in each margin and gamma in the right one are in one piece each. Gamma in
     the left margin can be in two: no order serves it, gamma on the right and alpha at once.
@@ -87,7 +87,7 @@ def draw_masks(batches: Sequence[MaskBatch], grid: tuple[int, int], path: str | 
 
 
 def paint_blocks(axes: Axes, codes: np.ndarray) -> None:
-    """Fill axes with a grid of `block_grid` codes, time to the right."""
+    """Fill axes with a grid of ``block_grid`` codes, time to the right."""
     axes.imshow(
         codes,
         cmap=ListedColormap(list(BLOCK_COLORS.values())),

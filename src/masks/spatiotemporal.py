@@ -56,7 +56,7 @@ class MaskSettings:
 
     Raises:
         UserError: a fraction outside 0-1 or reversed, target blocks that take every ROI, or a
-            `min_keep` that some draw could not meet.
+            ``min_keep`` that some draw could not meet.
     """
 
     n_rois: int
@@ -160,7 +160,7 @@ class Layouts(NamedTuple):
 def _draw_layouts(
     n_patches: int, window: int, margin_columns: int, generator: np.random.Generator
 ) -> Layouts:
-    """Draw `N_LAYOUTS` independent layouts: a window anywhere, a subset of each margin."""
+    """Draw ``N_LAYOUTS`` independent layouts: a window anywhere, a subset of each margin."""
     margin = _margin(n_patches)
     start = generator.integers(n_patches - window + 1, size=N_LAYOUTS)
     order = generator.random((N_LAYOUTS, 2, margin)).argsort(axis=2)
@@ -261,7 +261,7 @@ def sample_masks(
 ) -> MaskBatch:
     """Place blocks of the given sizes in each sample (method 6).
 
-    A sample uses exactly `words_per_sample` words of the generator: two half batches drawn one
+    A sample uses exactly ``words_per_sample`` words of the generator: two half batches drawn one
     after the other are the whole batch.
     """
     s, n_rois = sizes, sizes.n_rois

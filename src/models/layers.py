@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
-# `flash_attn` is the release's name; PyTorch's fused attention picks the flash kernel by itself.
+# ``flash_attn`` is the release's name; PyTorch's fused attention picks the flash kernel by itself.
 FUSED_ATTENTION = {"normal": False, "sdpa": True, "flash_attn": True}
 
 

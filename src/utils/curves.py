@@ -25,7 +25,7 @@ class Panel:
     """Columns of the log that share one pair of axes.
 
     A curve that hardly moves has to look flat, so the axis starts at 0 or below and spans at least
-    ``least``; a logarithmic one spans at least `LEAST_FACTOR`.
+    ``least``; a logarithmic one spans at least ``LEAST_FACTOR``.
     """
 
     title: str
@@ -59,8 +59,8 @@ def draw_curves(
     """Draw the loss of a run, and its learning monitors where the log has any.
 
     Args:
-        csv: log with one row per logged loss: ``loss``, ``step`` and the columns of `PANELS`. A log
-            of the release, without ``step``, is drawn over its rows.
+        csv: log with one row per logged loss: ``loss``, ``step`` and the columns of ``PANELS``. A
+            log of the release, without ``step``, is drawn over its rows.
         path: image to write.
         start: monitors before the first step, which no row of the log holds.
 
@@ -87,7 +87,7 @@ def read_log(csv: str | Path) -> pd.DataFrame:
 
 
 def curves_figure(log: pd.DataFrame, start: Mapping[str, float] | None = None) -> Figure:
-    """Arrange a panel for everything that was logged; see `draw_curves`."""
+    """Arrange a panel for everything that was logged; see ``draw_curves``."""
     unit = log.index.name
     log = pd.concat([pd.DataFrame(start or {}, index=[0]), log])
     curves = [

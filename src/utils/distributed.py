@@ -1,4 +1,4 @@
-"""Devices, ranks and worker processes: the only module that knows about them."""
+"""Devices, ranks and worker processes; no other module handles them."""
 
 import multiprocessing
 import os
@@ -73,7 +73,7 @@ class Ranks:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process goes through the block before the others: what it stores, they read."""
+        """Run the block in the main process first; the others then read what it has stored."""
         if not self.main:
             self.barrier()
         yield
@@ -274,7 +274,7 @@ def _run_in_group(
     try:
         worker(Ranks(device, rank, world_size, host_group), *args)
     except Exception as error:
-        # The first failure is told. Those of other ranks are the same, or follow from it: a
+        # The first failure is reported. Those of other ranks are the same, or follow from it: a
         # connection that is closed.
         if store.add("failures", 1) > 1:
             raise SystemExit(1) from None

@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name ``path`` in an ``OSError`` of the block: that of a full disk says no file."""
+    """Name ``path`` in an ``OSError`` of the block: that of a full disk names no file."""
     try:
         yield
     except OSError as error:
@@ -42,7 +42,7 @@ def naming(path: str | Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except RuntimeError as error:
-        # ``torch.save`` hides what the file said behind a message of its own.
+        # ``torch.save`` replaces the file's error by one of its own.
         if isinstance(error.__context__, OSError) and error.__context__.errno is not None:
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
         raise

@@ -1,4 +1,4 @@
-"""Loader processes: stop signals are not for them, and they end with what they load for."""
+"""Loader processes that ignore stop signals and end together with the process they load for."""
 
 import multiprocessing
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a run writes about itself: log file, CSV, TensorBoard, its revision."""
+"""Records of a run: log file, CSV, TensorBoard, revision of the code."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
-        if record.levelno < logging.ERROR:  # else an error is being told, on stderr as well
+        if record.levelno < logging.ERROR:  # else an error is being reported, on stderr as well
             with naming(self.baseFilename):
                 raise
 

@@ -109,7 +109,7 @@ class MemoryEstimate:
         )
 
     def report(self, device: torch.device, processes: int, advice: str) -> None:
-        """Say in the log what a step takes of what is there; warn if it does not fit.
+        """Log the memory that a step takes; warn if it does not fit.
 
         Args:
             processes: of this machine, which share a host's memory.

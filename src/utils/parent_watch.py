@@ -20,8 +20,8 @@ def end_with_parent(others: Sequence[Connection] = ()) -> None:
     """End this process, whatever it does, as soon as its parent process has ended.
 
     Also when one of the connections ``others`` becomes readable. A parent that is gone before this
-    call counts as well, except while Python imports the main module of a spawned process: it does
-    not know its parent yet, and :mod:`multiprocessing` fails by itself if it was gone before that.
+    call counts as well, except while Python imports the main module of a spawned process: the
+    parent is not set yet then, and :mod:`multiprocessing` fails by itself if it was gone before.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

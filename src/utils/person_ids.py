@@ -1,4 +1,4 @@
-"""Whom a model was trained on, as hashes: an id is personal data, and models are shared."""
+"""Hashes of participant ids: an id is personal data, and models are shared."""
 
 import hashlib
 from collections.abc import Collection

@@ -135,7 +135,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def blocked(signals: Sequence[int]) -> Iterator[None]:
-    """Hold ``signals`` back; processes that are started meanwhile never get them."""
+    """Block ``signals``; processes started inside the block inherit that and never get them."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

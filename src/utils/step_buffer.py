@@ -23,7 +23,7 @@ class StepRecord:
     Attributes:
         losses: the loss of each micro-step, on the device.
         rows: numbers of the samples of each micro-step.
-        scalars: what the host knows without asking the device.
+        scalars: values that are on the host already, such as step and learning rate.
     """
 
     losses: list[Tensor]
@@ -51,7 +51,7 @@ class NonFiniteLoss(Exception):
     def explained(
         self, runs: pd.DataFrame, remedy: str, last_good: Path | None = None
     ) -> UserError:
-        """Say it to the person whose training it ends.
+        """Return the error message for the user whose run ends here.
 
         Args:
             runs: rows of participants.tsv of the samples in question.

@@ -22,12 +22,12 @@ MISSING = "n/a"
 SERIES_FILE = "timeseries.npy"
 TABLE_FILE = "participants.tsv"
 DESCRIPTION_FILE = "dataset.json"
-JOURNAL_FILE = "writing.jsonl"
+PROGRESS_FILE = "writing.jsonl"
 NORMALIZATION_FILE = "normalization.npz"
 
 
 def check_split(where: str, split: str) -> str:
-    """Return `split` if it is train, valid or test; else raise a :class:`UserError`."""
+    """Return ``split`` if it is train, valid or test; else raise a :class:`UserError`."""
     if split not in SPLITS:
         names = ", ".join(SPLITS)
         raise UserError(f"{where}: split '{split}' is not one of {names}.{nearest(split, SPLITS)}")
@@ -51,12 +51,12 @@ def check_labels(labels: Iterable[str]) -> tuple[str, ...]:
 def check_series(
     name: str, series: np.ndarray, roi_labels: Sequence[str]
 ) -> tuple[np.ndarray, list[str]]:
-    """Return a run as C-order float32 [R, T] with its bad rows set to zero, and their labels.
+    """Return a run as C-order float32 ``[R, T]`` with its bad rows set to zero, and their labels.
 
     A row is bad if it holds NaN or Inf or does not vary.
 
     Raises:
-        UserError: if it is not [R, T] real numbers with T >= 2, or every row is bad.
+        UserError: if it is not ``[R, T]`` real numbers with T >= 2, or every row is bad.
     """
     series = np.asarray(series)
     if series.dtype.kind not in "fiu":
@@ -102,9 +102,9 @@ def cell(where: str, value: Any) -> str:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Return dataset.json of a finished folder; a :class:`UserError` if it is not one."""
-    if (folder / JOURNAL_FILE).exists():
+    if (folder / PROGRESS_FILE).exists():
         raise UserError(
-            f"{folder} is unfinished ({JOURNAL_FILE} is there): the program that wrote it was "
+            f"{folder} is unfinished ({PROGRESS_FILE} is there): the program that wrote it was "
             "stopped. Run it again; it goes on where it was."
         )
     files = (DESCRIPTION_FILE, TABLE_FILE, SERIES_FILE)
@@ -128,7 +128,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 def read_runs(folder: Path, description: dict[str, Any], dtype: Any) -> pd.DataFrame:
     """Read participants.tsv and check it, alone and against dataset.json.
 
-    "n/a" and empty cells are missing; other text stays as it is. `dtype` as for `pandas.read_csv`.
+    "n/a" and empty cells are missing; other text stays as it is. ``dtype`` as for
+    ``pandas.read_csv``.
     """
     path = folder / TABLE_FILE
     try:
@@ -146,7 +147,7 @@ def read_runs(folder: Path, description: dict[str, Any], dtype: Any) -> pd.DataF
     if run_order(runs) != description["run_order"]:
         raise UserError(
             f"{path}: rows were added, removed or sorted since the folder was written, so they no "
-            "longer tell which series is whose. Restore them; split and phenotypes may change."
+            "longer match the series. Restore them; split and phenotypes may change."
         )
     return runs
 

@@ -1,10 +1,10 @@
 """The data-set folder: all runs in one memory-mapped file, with the tables that describe them.
 
-    timeseries.npy    1-D float32; the runs one after another, each in C order as [R, T_run]
+    timeseries.npy    1-D float32; the runs one after another, each in C order as ``[R, T_run]``
     participants.tsv  one row per run, in the order of the file, "n/a" where a value is missing
     dataset.json      format, atlas, ordered ROI labels, provenance
 
-Runs of different length and TR live together. `FolderWriter` makes such a folder, `DataFolder`
+Runs of different length and TR live together. ``FolderWriter`` makes such a folder, ``DataFolder``
 reads one.
 """
 
@@ -39,7 +39,7 @@ class DataFolder:
         description: the whole of dataset.json.
         runs: participants.tsv, one row per run; participant_id, session, run and split are text.
         flat: the whole of timeseries.npy, a read-only 1-D float32 view of the memory map.
-        frames, offsets: int64 [n_runs], length of each run and its first element in `flat`.
+        frames, offsets: int64 ``[n_runs]``, length of each run and its first element in ``flat``.
 
     Raises:
         UserError: if a file is missing, unfinished, cut short, or disagrees with another.
@@ -60,7 +60,7 @@ class DataFolder:
         self._bad = self._parse_bad_rois()
 
     def __reduce__(self) -> tuple[type["DataFolder"], tuple[Path]]:
-        # Spawned workers map the file themselves; pickling `flat` would send them all of it.
+        # Spawned workers map the file themselves; pickling ``flat`` would send them all of it.
         return DataFolder, (self.path,)
 
     def _map_series(self, length: int) -> np.ndarray:
@@ -90,12 +90,12 @@ class DataFolder:
         return bad
 
     def series(self, i: int) -> np.ndarray:
-        """Return run `i` as a read-only float32 view [R, T_i] of the memory map."""
+        """Return run ``i`` as a read-only float32 view ``[R, T_i]`` of the memory map."""
         start, size = self.offsets[i], self.n_rois * self.frames[i]
         return self.flat[start : start + size].reshape(self.n_rois, -1)
 
     def bad_roi_mask(self, i: int) -> np.ndarray:
-        """Return bool [R], True for the ROIs of run `i` that are constant or were not finite."""
+        """Return bool ``[R]``: the ROIs of run ``i`` that are constant or were not finite."""
         mask = np.zeros(self.n_rois, dtype=bool)
         mask[self._bad.get(int(i), [])] = True
         return mask
@@ -103,7 +103,7 @@ class DataFolder:
     def rows(self, split: str | Sequence[str] | None = None, bad_rois: str = "keep") -> np.ndarray:
         """Return the row numbers of a split (or several; None is all), in order.
 
-        `bad_rois="exclude"` leaves out the runs that have a bad ROI, "keep" does not.
+        ``bad_rois="exclude"`` leaves out the runs that have a bad ROI, "keep" does not.
         """
         wanted = SPLITS if split is None else (split,) if isinstance(split, str) else tuple(split)
         for name in wanted:

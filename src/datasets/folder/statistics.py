@@ -112,8 +112,8 @@ def _frames(folder: DataFolder, people: list[np.ndarray]) -> np.ndarray:
     """Values of frames of all people, float32 ``[R, frames]``; NaN where the ROI is bad.
 
     All frames if they fit in ``_SAMPLE_VALUES`` numbers. Otherwise each person contributes the same
-    number of frames at most, spread evenly over his or her runs, so that memory stays what it is
-    however many people there are, and nobody weighs more for having been scanned for longer.
+    number of frames at most, spread evenly over the person's runs, so that memory does not grow
+    with the number of people, and a longer scan has no greater weight.
     """
     chosen = _frames_to_read(folder, people, max(1, _SAMPLE_VALUES // folder.n_rois))
     sample = np.empty((folder.n_rois, sum(len(frames) for _, frames in chosen)), dtype=np.float32)
@@ -141,7 +141,7 @@ def _frames_to_read(
         n = min(per_person, int(starts[-1]))
         frames = ((np.arange(n) + 0.5) * starts[-1] / n).astype(np.int64)
         pieces = np.split(frames, np.searchsorted(frames, starts[1:-1]))
-        parts = zip(rows, pieces, starts, strict=False)  # `starts` also holds the end
+        parts = zip(rows, pieces, starts, strict=False)  # ``starts`` also holds the end
         chosen += [(row, piece - start) for row, piece, start in parts]
     return chosen
 
@@ -193,7 +193,7 @@ def stored_statistics(folder: DataFolder, method: str, rows: np.ndarray) -> dict
 
 
 def _read(path: Path, training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the file holds; ``None`` if it is not there or damaged."""
+    """Return the content of the file; ``None`` if it is missing or damaged."""
     if not path.exists():
         return None
     try:

@@ -1,6 +1,6 @@
 """Write a data-set folder run by run; an interrupted write goes on where it was.
 
-While it is being written a folder holds `writing.jsonl`, one line per run that is complete and on
+While it is being written a folder holds ``writing.jsonl``, one line per run that is complete and on
 disk. The file goes when the folder is finished.
 """
 
@@ -20,9 +20,9 @@ from ...utils.files import naming, replacing
 from .format import (
     DESCRIPTION_FILE,
     FORMAT,
-    JOURNAL_FILE,
     MISSING,
     NORMALIZATION_FILE,
+    PROGRESS_FILE,
     RUN_COLUMNS,
     SERIES_FILE,
     TABLE_FILE,
@@ -45,9 +45,9 @@ class FolderWriter:
     """Write a data-set folder run by run; only the rows of its table stay in memory.
 
     Use as a context manager. If the block raises or the process is killed, the runs that were
-    complete stay (all but the last second's after a kill) and the next call with `resume=True`
-    goes on after them; `written` tells which to leave out. `resume=True` on a finished folder adds
-    runs to it. One process writes a folder at a time.
+    complete stay (all but the last second's after a kill) and the next call with ``resume=True``
+    goes on after them; ``written`` tells which to leave out. ``resume=True`` on a finished folder
+    adds runs to it. One process writes a folder at a time.
 
     Args:
         path: the folder; made if missing.
@@ -57,7 +57,7 @@ class FolderWriter:
         resume: go on with what the folder holds. Without it an existing data set is an error.
 
     Raises:
-        UserError: on labels that are not unique names, an existing data set without `resume`, or
+        UserError: on labels that are not unique names, an existing data set without ``resume``, or
             one of another atlas with it.
     """
 
@@ -79,17 +79,17 @@ class FolderWriter:
         self._split_of: dict[str, str] = {}
         self._end = _HEADER_BYTES  # byte after the last complete run
         self._series_path = self.path / SERIES_FILE
-        self._journal_path = self.path / JOURNAL_FILE
+        self._progress_path = self.path / PROGRESS_FILE
         self._series_file: BinaryIO | None = None
 
-        files = (SERIES_FILE, TABLE_FILE, DESCRIPTION_FILE, JOURNAL_FILE)
+        files = (SERIES_FILE, TABLE_FILE, DESCRIPTION_FILE, PROGRESS_FILE)
         found = [name for name in files if (self.path / name).exists()]
         if found and not resume:
             raise UserError(
                 f"{self.path} already holds a data set ({', '.join(found)}); nothing was changed. "
                 "Resume it, choose another folder, or remove it first."
             )
-        self._finished = bool(found) and JOURNAL_FILE not in found
+        self._finished = bool(found) and PROGRESS_FILE not in found
         if self._finished:
             self._adopt_finished()
         elif found:
@@ -125,12 +125,13 @@ class FolderWriter:
 
     def _adopt_unfinished(self) -> None:
         # A kill can tear the last line only: each line is written after its run is on disk.
-        complete = self._journal_path.read_bytes().split(b"\n")[:-1]
+        complete = self._progress_path.read_bytes().split(b"\n")[:-1]
         try:
             description, *rows = map(json.loads, complete)
         except ValueError as error:
             raise UserError(
-                f"{self._journal_path} cannot be read ({error}). Remove {self.path}, write it anew."
+                f"{self._progress_path} cannot be read ({error}). Remove {self.path} and start "
+                "again."
             ) from error
         self._check_same_rois(description["atlas"], description["roi_labels"])
         for row in rows:
@@ -145,11 +146,11 @@ class FolderWriter:
         return self
 
     def _open(self) -> None:
-        """Open the data, beside a journal that holds exactly the complete runs."""
-        with replacing(self._journal_path) as journal:
-            journal.write(_json_line({"atlas": self.atlas, "roi_labels": self.roi_labels}))
-            journal.writelines(map(_json_line, self._rows))
-            self._journal_end = journal.tell()
+        """Open the data, beside a progress file that lists exactly the complete runs."""
+        with replacing(self._progress_path) as progress:
+            progress.write(_json_line({"atlas": self.atlas, "roi_labels": self.roi_labels}))
+            progress.writelines(map(_json_line, self._rows))
+            self._progress_end = progress.tell()
         self._committed, self._last_commit = len(self._rows), time.monotonic()
         # Left in place, these would describe other data than the file they stand beside.
         for name in (TABLE_FILE, DESCRIPTION_FILE, NORMALIZATION_FILE):
@@ -171,7 +172,8 @@ class FolderWriter:
         """Append one run.
 
         Args:
-            series: [R, T] real numbers, rows in the order of `roi_labels`; at least two frames.
+            series: ``[R, T]`` real numbers, rows in the order of ``roi_labels``; at least two
+                frames.
             participant_id, session, run: together the name of the run, unique in the folder.
             tr: repetition time in seconds.
             split: train, valid or test; one per person.
@@ -180,7 +182,7 @@ class FolderWriter:
 
         Returns:
             Labels of the ROIs that are constant or hold NaN or Inf in this run. They are stored as
-            zeros and listed in the run's `bad_rois`.
+            zeros and listed in the run's ``bad_rois``.
 
         Raises:
             UserError: on any argument that does not fit; nothing is written then.
@@ -222,17 +224,17 @@ class FolderWriter:
         return bad
 
     def _commit(self) -> None:
-        """Put the data on disk, then the lines that vouch for them."""
+        """Put the data on disk, then the lines that mark them as complete."""
         with naming(self._series_path):
             self._series_file.flush()
             os.fsync(self._series_file.fileno())
-        with naming(self._journal_path), self._journal_path.open("r+b") as journal:
-            journal.seek(self._journal_end)  # over what an earlier attempt on a full disk left
-            journal.writelines(map(_json_line, self._rows[self._committed :]))
-            journal.truncate()
-            journal.flush()
-            os.fsync(journal.fileno())
-            self._journal_end = journal.tell()
+        with naming(self._progress_path), self._progress_path.open("r+b") as progress:
+            progress.seek(self._progress_end)  # over what an earlier attempt on a full disk left
+            progress.writelines(map(_json_line, self._rows[self._committed :]))
+            progress.truncate()
+            progress.flush()
+            os.fsync(progress.fileno())
+            self._progress_end = progress.tell()
         self._committed, self._last_commit = len(self._rows), time.monotonic()
 
     def __exit__(
@@ -250,7 +252,7 @@ class FolderWriter:
                     self._finish()
         if not self._rows:
             self._series_path.unlink()
-            self._journal_path.unlink()
+            self._progress_path.unlink()
             if kind is None:
                 raise UserError(f"No run was written to {self.path}: there is no data set to keep.")
 
@@ -284,7 +286,7 @@ class FolderWriter:
         }
         with replacing(self.path / DESCRIPTION_FILE) as file:
             file.write(json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n")
-        self._journal_path.unlink()
+        self._progress_path.unlink()
 
 
 def _json_line(value: Mapping[str, Any]) -> bytes:

@@ -3,14 +3,16 @@
     python -m src.datasets.prepare.arrow --root aabc.schaefer400_tians3.arrow --out data/aabc \\
         --target sex=targets/aabc_target_map_sex.json
 
-Brainmarks 0.1.1 keeps a folder of Arrow files (HuggingFace `datasets`) per split. A row is one run:
-`sub`, `tr` in seconds, `bold` [T, R] normalised per ROI, `mean` and `std` [1, R] to undo that, and
-whatever else the data set has. Labels of people are JSON files, {sub: value}.
+Brainmarks 0.1.1 keeps a folder of Arrow files (HuggingFace ``datasets``) per split. A row is one
+run: ``sub``, ``tr`` in seconds, ``bold`` ``[T, R]`` normalised per ROI, ``mean`` and ``std``
+``[1, R]`` to undo that, and whatever else the data set has. Labels of people are JSON files,
+{sub: value}.
 
-Order of ROIs: the files hold no names. Space `schaefer400_tians3` has the 50 subcortical ROIs first
-and Schaefer's 17-network order after them (test_nisc.py of Brainmarks says so, and so does the name
-of its parcellation file), which is our order: rows stay in place. With `--roi_labels` naming the
-columns in the order of the files, subcortical ROIs are moved to the front if they are elsewhere.
+Order of ROIs: the files hold no names. Space ``schaefer400_tians3`` has the 50 subcortical ROIs
+first and Schaefer's 17-network order after them (test_nisc.py of Brainmarks says so, and so does
+the name of its parcellation file), which is our order: rows stay in place. With ``--roi_labels``
+naming the columns in the order of the files, subcortical ROIs are moved to the front if they are
+elsewhere.
 """
 
 import argparse
@@ -60,10 +62,10 @@ def _matrix(value: pa.ListScalar) -> np.ndarray:
 
 
 def read_series(batch: pa.RecordBatch, row: int, where: str) -> np.ndarray:
-    """Return the series [R, T] float32 of one row, in the units it had before normalisation.
+    """Return the series ``[R, T]`` float32 of one row, in the units it had before normalisation.
 
     Raises:
-        UserError: if `bold` is not [T, R], or mean and std do not fit it.
+        UserError: if ``bold`` is not ``[T, R]``, or mean and std do not fit it.
     """
     columns = {name: batch.column(name)[row] for name in _SERIES if name in batch.schema.names}
     try:
@@ -81,7 +83,7 @@ def read_series(batch: pa.RecordBatch, row: int, where: str) -> np.ndarray:
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Yield (columns of single values, series [R, T]) of every row, one at a time."""
+    """Yield (columns of single values, series ``[R, T]``) of every row, one at a time."""
     for batch in read_batches(path):
         plain = [f.name for f in batch.schema if f.name not in _SERIES and _is_plain(f.type)]
         for row, values in enumerate(batch.select(plain).to_pylist()):
@@ -93,7 +95,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def load_targets(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read `NAME=FILE` pairs, each FILE a JSON object {sub: value}, into {name: {sub: value}}.
+    """Read ``NAME=FILE`` pairs, each FILE a JSON object {sub: value}, into {name: {sub: value}}.
 
     Raises:
         UserError: on a pair or a file that is not of that form.
@@ -114,7 +116,7 @@ def load_targets(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def find_files(root: Path, splits: Mapping[str, str]) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return (split, file) of every Arrow file under `root`, and folders that no split is for.
+    """Return (split, file) of every Arrow file under ``root``, and folders that no split is for.
 
     Raises:
         UserError: if there is no Arrow file, or a split that is not one of ours.
@@ -144,15 +146,15 @@ def import_arrow(
     splits: Mapping[str, str] = SPLIT_OF,
     roi_labels: Path | None = None,
 ) -> list[str]:
-    """Write every run under `root` to a data-set folder, one at a time.
+    """Write every run under ``root`` to a data-set folder, one at a time.
 
-    A person's runs are numbered in the order of the files, per session (column `ses` if there is
+    A person's runs are numbered in the order of the files, per session (column ``ses`` if there is
     one). Other columns of single values become columns of participants.tsv.
 
     Args:
         targets: labels of people, {column: {sub: value}}.
         splits: name of a folder -> train, valid or test.
-        roi_labels: names of the columns of `bold`, see `load_roi_labels`.
+        roi_labels: names of the columns of ``bold``, see ``load_roi_labels``.
 
     Returns:
         Names of folders with Arrow files that were left out, as no split is given for them.

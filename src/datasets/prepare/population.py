@@ -42,7 +42,7 @@ class Atlas:
 
     @property
     def indicator(self) -> np.ndarray:
-        """Float [R, families]: 1 where the ROI is of the family."""
+        """Float ``[R, families]``: 1 where the ROI is of the family."""
         return (self.families[:, None] == np.arange(len(FAMILIES))).astype(float)
 
 
@@ -74,7 +74,7 @@ def make_atlas(n_rois: int = 450) -> Atlas:
 
 
 def make_group_fc(atlas: Atlas, rng: np.random.Generator) -> np.ndarray:
-    """Return a model of group FC, [R, R] correlations: networks inside families inside a whole.
+    """Return a model of group FC, ``[R, R]`` correlations: networks inside families inside a whole.
 
     Each ROI is a sum of what all share, what its family and its network share, eight random
     patterns that make ROIs differ smoothly, and what it has alone.
@@ -97,11 +97,12 @@ def make_group_fc(atlas: Atlas, rng: np.random.Generator) -> np.ndarray:
 
 
 def brainspace_group_fc(atlas: Atlas, rng: np.random.Generator) -> np.ndarray:
-    """Return [450, 450] correlations whose cortex is real: the group FC that BrainSpace ships.
+    """Return ``[450, 450]`` correlations whose cortex is real: the group FC that BrainSpace ships.
 
-    It is the mean of HCP people (Vos de Wael et al., 2018) in Schaefer-400, 7-network order, whose
-    families have the sizes and order of this atlas. The 50 subcortical ROIs are modelled: a part
-    that they share, a random mixture of cortical families, and a part of their own.
+    It is the mean over HCP participants (Vos de Wael et al., 2018) in Schaefer-400, 7-network
+    order, whose families have the sizes and order of this atlas. The 50 subcortical ROIs are
+    modelled: a part that they share, a random mixture of cortical families, and a part of their
+    own.
 
     Raises:
         UserError: if the atlas is not the one of 450 ROIs.
@@ -128,7 +129,7 @@ GROUP_FC = {"model": make_group_fc, "brainspace": brainspace_group_fc}
 
 
 def fc_to_mixing(fc: np.ndarray) -> np.ndarray:
-    """Return mixing [R, R] with `mixing @ mixing.T == fc`, for correlations fc."""
+    """Return mixing ``[R, R]`` with ``mixing @ mixing.T == fc``, for correlations fc."""
     values, vectors = np.linalg.eigh(fc)
     return vectors * np.sqrt(np.clip(values, 0, None))
 
@@ -136,7 +137,7 @@ def fc_to_mixing(fc: np.ndarray) -> np.ndarray:
 def personal_mixing(mixing: np.ndarray, atlas: Atlas, gain: np.ndarray) -> np.ndarray:
     """Return one person's mixing: to every ROI of family a, gain[a, b] x the mean of b is added.
 
-    Rows keep unit norm, so `gain` [families, families] changes correlations, not variances.
+    Rows keep unit norm, so ``gain`` [families, families] changes correlations, not variances.
     """
     member = atlas.indicator
     means = (member / member.sum(0)).T @ mixing  # [families, R]
@@ -160,7 +161,7 @@ def bold_noise(rng: np.random.Generator, n: int, frames: int, tr: float) -> np.n
 def simulate_run(
     rng: np.random.Generator, mixing: np.ndarray, frames: int, tr: float
 ) -> np.ndarray:
-    """Return one run [R, frames], float32, unit variance, whose FC is `mixing @ mixing.T`."""
+    """Return one run ``[R, frames]``, float32, unit variance, whose FC is ``mixing @ mixing.T``."""
     noise = bold_noise(rng, mixing.shape[1], frames, tr)
     return mixing.astype(np.float32) @ noise
 
@@ -180,7 +181,7 @@ class Population:
 
     @classmethod
     def draw(cls, n_rois: int, group_fc: str, seed: int) -> "Population":
-        """Draw a population; `group_fc` is "model" or "brainspace" (450 ROIs)."""
+        """Draw a population; ``group_fc`` is "model" or "brainspace" (450 ROIs)."""
         atlas = make_atlas(n_rois)
         mixing = fc_to_mixing(GROUP_FC[group_fc](atlas, np.random.default_rng(seed)))
         rng = np.random.default_rng([seed, 1])  # of its own: the scale is the same with either FC
@@ -188,6 +189,6 @@ class Population:
         return cls(atlas, mixing, sd, rng.normal(0, 25, (n_rois, 1)))
 
     def run(self, rng: np.random.Generator, gain: np.ndarray, frames: int, tr: float) -> np.ndarray:
-        """Return a run [R, frames] of a person with this gain (see `personal_mixing`)."""
+        """Return a run ``[R, frames]`` of a person with this gain (see ``personal_mixing``)."""
         mixing = personal_mixing(self.mixing, self.atlas, gain)
         return simulate_run(rng, self.sd * mixing, frames, tr) + self.offset.astype(np.float32)

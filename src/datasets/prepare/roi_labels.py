@@ -10,13 +10,13 @@ PUBLISHED_ATLAS = "Tian-S3+Schaefer400-17n"
 
 
 def load_roi_labels(path: Path | None, n_rois: int, atlas: str) -> tuple[str, tuple[str, ...]]:
-    """Return (atlas, labels) for series of `n_rois` rows that come without names.
+    """Return (atlas, labels) for series of ``n_rois`` rows that come without names.
 
     Args:
         path: a data-set folder, whose atlas and labels are taken; or a text file with one label per
             line; or None for the names ROI-001, ROI-002, ...
         n_rois: number of rows of the series.
-        atlas: name of the parcellation where `path` is not a folder.
+        atlas: name of the parcellation where ``path`` is not a folder.
 
     Raises:
         UserError: if the file cannot be read or has another number of labels.
@@ -41,7 +41,7 @@ def load_roi_labels(path: Path | None, n_rois: int, atlas: str) -> tuple[str, tu
 def published_order(labels: Sequence[str]) -> list[int]:
     """Return the order with subcortical ROIs first, as published (method 1); the rest stays.
 
-    Schaefer's cortical labels are known by their "7Networks_" or "17Networks_"; labels of another
+    Schaefer's cortical labels are recognised by "7Networks_" or "17Networks_"; labels of another
     atlas are left in place.
     """
     cortical = ["Networks_" in label for label in labels]

@@ -1,7 +1,7 @@
 """Which people go to which split, decided by a seed and by nothing else.
 
-Two rules: exact counts for a data set that is written once (`split_by_count`), and a rule that
-looks at one person at a time for a data set that grows (`split_by_hash`).
+Two rules: exact counts for a data set that is written once (``split_by_count``), and a rule that
+looks at one person at a time for a data set that grows (``split_by_hash``).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ def split_by_count(
     seed: int,
     family: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Draw `test` people, then `valid` people; the others are for training.
+    """Draw ``test`` people, then ``valid`` people; the others are for training.
 
     Args:
         people: participant ids; their order does not matter, repeats count once.
@@ -60,8 +60,8 @@ def split_by_count(
 def split_by_hash(person: str, *, valid: float, test: float, seed: int) -> str:
     """Return the split of one person from a hash of seed and id.
 
-    It does not depend on who else is there: people added later, in any order or by any worker,
-    never move anybody. The fractions hold on average (40,000 people: within about .005).
+    It depends on nothing else: people added later, in any order and by any worker, leave the split
+    of the others as it is. The fractions hold on average (40,000 people: within about .005).
     """
     digest = hashlib.sha256(f"{seed}:{person}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64

@@ -3,8 +3,8 @@
     python -m src.datasets.prepare.synthetic --out data/synthetic
 
 For tests, and for trying the published configuration without access to UKB. Regional series are
-modelled, not images: a run is [R, T] = mixing @ noise with the spectrum of BOLD. Nothing learned on
-it says anything about brains.
+modelled, not images: a run ``[R, T]`` is ``mixing @ noise`` with the spectrum of BOLD. Nothing
+learned on it says anything about brains.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from .splits import split_by_count
 
 
 def already_made(out: Path, provenance: dict[str, Any]) -> bool:
-    """Whether `out` is a finished folder made with exactly these settings."""
+    """Whether ``out`` is a finished folder made with exactly these settings."""
     return (out / DESCRIPTION_FILE).exists() and (
         DataFolder(out).description["provenance"] == provenance
     )

