@@ -81,6 +81,7 @@ def init_roi_features(config: Config, dataset: FMRIDataset, stored: Tensor | Non
     if config.meta.add_w == "origin":
         return None
     if stored is not None:
+        logger.info("the ROI features are the checkpoint's; data.gradient_csv_path is not read")
         return stored
     if config.data.gradient_csv_path is None:
         raise UserError(

@@ -12,6 +12,7 @@ from .config import Config
 from .datasets.clip_input import ClipInput
 from .helper import init_collator, init_dataset
 from .models.jepa import Networks, jepa_targets
+from .utils.progress import progress_bar
 from .utils.ridge import RidgeSums
 
 COLUMNS = ("r2", "r2_clip_constant", "r2_swapped", "variance", "variance_share", "rankme")
@@ -226,6 +227,7 @@ class FixedClips:
         per_run = math.ceil(config.logging.monitor_clips / len(runs))
         self._dataset = init_dataset(config, split, clip_input, clips=per_run)
         self._batch_size = config.data.batch_size
+        self._said = f"monitors, clips of {split}"
         count = min(len(self._dataset), config.logging.monitor_clips)
         chosen = np.linspace(0, len(self._dataset) - 1, count).round().astype(int)
         names, people = np.unique(self._dataset.participant_ids[chosen], return_inverse=True)
@@ -237,7 +239,8 @@ class FixedClips:
         return len(self._items)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self), self._batch_size):
+        starts = range(0, len(self), self._batch_size)
+        for start in progress_bar(starts, desc=self._said, unit="batch", leave=False):
             batch = slice(start, start + self._batch_size)
             clips = [self._dataset[i]["fmri"] for i in self._items[batch].tolist()]
             yield torch.stack(clips), self._people[batch]

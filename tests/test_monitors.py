@@ -12,6 +12,7 @@ from src.config import config_from_dict
 from src.helper import Networks, init_collator
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
+from src.utils import progress
 from tests.conftest import FRAMES, ROIS, tiny_config
 
 SAMPLES, TOKENS, WIDTH = 12, 10, 8
@@ -300,6 +301,14 @@ def test_clips_are_fixed_spread_and_kept_apart_by_person(data, tmp_path):
     assert torch.equal(
         next(iter(monitors.FixedClips(config, "train", config.clip_input)))[0], shown[:2]
     )
+
+
+def test_a_measurement_that_takes_long_shows_how_far_it_is(data, tmp_path, monkeypatch, capsys):
+    """A large network on a CPU needs an hour for it."""
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    config = tiny_config(data, tmp_path / "run", "logging.monitor_clips=4")
+    list(monitors.FixedClips(config, "valid", config.clip_input))
+    assert "\nmonitors, clips of valid: batch 1 of 2, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,15 @@ def test_the_same_data_elsewhere_is_the_same_run(finished, stopped, tmp_path):
     assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
 
 
+def test_a_run_keeps_its_gradients_whatever_the_csv_says_now(finished, stopped, data, tmp_path):
+    folder, other = copy_of(stopped, tmp_path / "run"), tmp_path / "other.csv"
+    np.savetxt(other, np.random.default_rng(1).normal(size=(ROIS, COMPONENTS)), delimiter=",")
+    config = tiny_config(data, folder, f"data.gradient_csv_path={other}")
+    resumed = train_here(config, resume=True)
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+    assert "data.gradient_csv_path is not read" in (folder / "log.txt").read_text()
+
+
 # ------------------------------------------------------------------------------ which checkpoint
 def test_read_checkpoint_begins_a_folder_and_the_latest_goes_on(
     finished, stopped, data, tmp_path, monkeypatch

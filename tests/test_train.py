@@ -132,6 +132,17 @@ def test_stopped_at_any_step_and_resumed_is_bit_for_bit(
     assert losses(tmp_path / "run") == losses(finished)
 
 
+def test_a_run_that_is_to_stop_saves_before_anything_that_takes_long(data, tmp_path, monkeypatch):
+    """Its monitors are due at step 2, and it is told to stop there."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        stopped = train_until_stopped(tiny_config(data, tmp_path / "run"), signal.SIGUSR1)
+    assert stopped["step"] == 2
+    assert stopped["monitors"]["last"] == stopped["monitors"]["first"]
+    with (tmp_path / "run" / "jepa_r0.csv").open() as file:
+        assert [row["r2"] for row in csv.DictReader(file)] == ["", ""]
+
+
 def test_sigterm_ends_the_run_cleanly_and_load_checkpoint_resumes(
     finished, data, tmp_path, monkeypatch
 ):
