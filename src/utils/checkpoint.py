@@ -125,7 +125,7 @@ def _keep(path: Path, kept: Path) -> None:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run in one background thread, one at a time.
+    """Writer of the checkpoints of one run: one background thread, one file at a time.
 
     Leaving the block waits for the last of them. A checkpoint that could not be written is a
     :class:`UserError` at the next call of any method.

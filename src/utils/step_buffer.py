@@ -73,7 +73,7 @@ class NonFiniteLoss(Exception):
 
 
 class StepBuffer:
-    """Collects :class:`StepRecord` without touching the device; :meth:`flush` reads them."""
+    """Buffer of :class:`StepRecord` that leaves them on the device until :meth:`flush`."""
 
     def __init__(self) -> None:
         self._records: list[StepRecord] = []

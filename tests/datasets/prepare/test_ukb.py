@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -14,14 +13,8 @@ import pytest
 
 from src.datasets.folder import DataFolder
 from src.datasets.prepare import ukb as module
-from src.datasets.prepare.ukb import (
-    CORTEX_FILE,
-    SUBCORTEX_FILE,
-    Assignment,
-    import_ukb,
-    read_ids,
-    read_runs,
-)
+from src.datasets.prepare.participants import Assignment
+from src.datasets.prepare.ukb import CORTEX_FILE, SUBCORTEX_FILE, import_ukb, read_runs
 from src.utils.errors import UserError
 
 SUBCORTEX = ["HIP-rh", "AMY-rh"]
@@ -193,43 +186,6 @@ def test_participants_table_gives_splits_and_phenotypes(root, tmp_path):
     assert runs["age"].tolist()[0] == 61
     assert runs["age"].isna().tolist() == [False, True]
     assert runs["sex"].tolist() == ["F", "M"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("id\tage\n1\t2\n", r"participant_id.*Did you mean 'id'|no tab-separated participant_id"),
-        ("participant_id\n1\n1\n", "'1' has more than one row"),
-        ("participant_id\tsplit\n1\tvalidation\n", "Did you mean 'valid'"),
-        ("participant_id\tsession\n1\t2\n", "rename column session"),
-        ("", "No columns"),
-    ],
-)
-def test_participants_table_that_does_not_fit(tmp_path, content, message):
-    (tmp_path / "p.tsv").write_text(content)
-    with pytest.raises(UserError, match=message):
-        Assignment.load(tmp_path / "p.tsv", valid=0.1, test=0.1, seed=0)
-
-
-def test_ids_are_text_never_pickle(tmp_path):
-    path = tmp_path / "ids.txt"
-    path.write_text("# pilot\n1000\n\n1001  # second\n")
-    assert read_ids(path) == ["1000", "1001"]
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps(["1000", "1001"], protocol=protocol))
-        with pytest.raises(UserError, match="pickle"):
-            read_ids(path)
-    for content, message in (
-        ("1\n2\n1\n", "lines 1 and 3"),
-        ("1 2\n", "line 1"),
-        ("../1\n", "line 1"),
-        ("# none\n", "no id"),
-    ):
-        path.write_text(content)
-        with pytest.raises(UserError, match=message):
-            read_ids(path)
-    with pytest.raises(UserError, match="No such file"):
-        read_ids(tmp_path / "missing.txt")
 
 
 def test_reading_ahead_is_bounded(root, monkeypatch):
