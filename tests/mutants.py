@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # started as a program, it finds the tables in its own folder only
+if __name__ == "__main__":  # not in processes that the tests of a copy spawn: they import this too
+    sys.path.insert(0, str(ROOT))  # a program finds modules in its own folder only
 TIMEOUT = 300  # seconds that the tests of one mutant may take
 FAILED = 1  # pytest's exit code: tests ran, and some failed
 KINDS = ("died", "survived", "error", "left out")
