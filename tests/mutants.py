@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -182,6 +183,7 @@ def _run_pytest(copy: Copy, arguments: Sequence[str], output: Path) -> None:
     import pytest
 
     os.setsid()  # a group of its own, which can be killed as a whole
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with output.open("wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
@@ -194,6 +196,13 @@ def _run_pytest(copy: Copy, arguments: Sequence[str], output: Path) -> None:
     code = pytest.main([*options, *arguments])
     sys.stdout.flush()
     os._exit(int(code))
+
+
+def _end_with(parent: int) -> None:
+    """End this group of processes when ``parent`` has ended, as when the program is killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _tail(output: str) -> str:

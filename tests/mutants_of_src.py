@@ -1198,7 +1198,7 @@ ROWS = [
         "src/utils/data_parallel.py",
         'buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"',
         'buffers = "broadcast_buffers"',
-        "tests/test_train.py::test_pytorch_has_nothing_to_warn_about",
+        "tests/utils/test_distributed.py::test_two_processes_equal_one_with_the_same_global_batch",
         "no deprecated option of PyTorch",
     ),
     # --- monitors and curves ----------------------------------------------------------------------

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 import weakref
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from src import pretrain_state, train
 from src.config import Config
@@ -28,7 +26,9 @@ from src.utils.errors import UserError
 from tests.conftest import (
     COMPONENTS,
     ROIS,
+    SERVER,
     flat_weights,
+    forked_workers,
     losses,
     read_latest,
     tiny_config,
@@ -297,7 +297,7 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(data, tmp
     """The second checkpoint waits half written; the next start removes it and goes on."""
     folder = tmp_path / "run"
     config = tiny_config(data, folder, "optimization.epochs=2")
-    child = mp.get_context("spawn").Process(target=train_with_a_slow_disk, args=(config,))
+    child = SERVER.Process(target=train_with_a_slow_disk, args=(config,))
     child.start()
     deadline = time.monotonic() + TIMEOUT
     while not ((folder / LATEST).exists() and list(folder.glob(f".{LATEST}.*"))):
@@ -358,15 +358,12 @@ def train_two_steps(ranks: Ranks, config: Config) -> None:
     train_until(2, config, ranks)
 
 
-def test_two_devices_go_on_as_one_with_twice_the_batch(data, tmp_path, monkeypatch):
+def test_two_devices_go_on_as_one_with_twice_the_batch(data, tmp_path):
     once = "meta.accumulation_steps=1"
     whole = train_here(tiny_config(data, tmp_path / "whole", once, "data.batch_size=4"))
-    # Forked from a server that has imported everything: seconds less than starting Python twice.
-    mp.get_context("forkserver").set_forkserver_preload(["src.train"])
-    start = partial(mp.start_processes, start_method="forkserver")
-    monkeypatch.setattr(mp, "start_processes", start)
     folder = tmp_path / "run"
-    launch(train_two_steps, [CPU, CPU], tiny_config(data, folder, once))
+    with forked_workers():
+        launch(train_two_steps, [CPU, CPU], tiny_config(data, folder, once))
     state = read_latest(folder)
     assert (state["step"], state["world_size"], state["batch_size"]) == (2, 2, 2)
 

@@ -4,8 +4,6 @@ import csv
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import wait
 from pathlib import Path
@@ -25,7 +23,6 @@ from tests.conftest import (
     overflowing,
     read_latest,
     tiny_config,
-    tiny_values,
     train_here,
     train_until_stopped,
 )
@@ -316,26 +313,3 @@ def test_other_positions_train(data, tmp_path, add_w):
         )
         overrides.append(f"data.gradient_csv_path={tmp_path}/mni.csv")
     assert train_here(tiny_config(data, tmp_path / "run", *overrides))["step"] == 2
-
-
-def test_pytorch_has_nothing_to_warn_about(data, tmp_path):
-    """Two processes with loaders, every deprecation an error where it is raised."""
-    values = tiny_values(data, tmp_path / "run")
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
-    command = ["main.py", "--fname", tmp_path / "tiny.yaml", "--devices", "cpu", "cpu"]
-    options = ["optimization.epochs=1", "data.num_workers=1"]
-    done = subprocess.run(
-        [sys.executable, *command, *options],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "error::FutureWarning,error::DeprecationWarning",
-        },
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr

@@ -16,7 +16,13 @@ from src.train import train_step
 from src.utils.distributed import Ranks, launch
 from src.utils.precision import autocast
 from src.utils.step_buffer import StepRecord
-from tests.conftest import COMPONENTS, FRAMES, ROIS, tiny_config
+from tests.conftest import (
+    COMPONENTS,
+    FRAMES,
+    ROIS,
+    forked_workers,
+    tiny_config,
+)
 
 CPU = torch.device("cpu")
 FLOAT32 = autocast(CPU, use_bfloat16=False)
@@ -231,7 +237,8 @@ def one_and_two(tmp_path_factory) -> tuple[dict, list[dict]]:
     """What one process did, and what each of two did with half of the clips."""
     folder = tmp_path_factory.mktemp("steps")
     take_steps(Ranks(CPU), folder)
-    launch(take_steps, [CPU, CPU], folder)
+    with forked_workers():
+        launch(take_steps, [CPU, CPU], folder)
     one, *two = (
         torch.load(folder / f"rank{name}.pt", weights_only=True)
         for name in ("0of1", "0of2", "1of2")

@@ -27,6 +27,8 @@ from .signals import (
     stop_requests,
 )
 
+# How workers are started: as new interpreters, since CUDA cannot be used in a forked one.
+WORKERS = multiprocessing.get_context("spawn")
 # How long the others may take to end by themselves after one worker has died.
 GRACE_SECONDS = 5
 # The longest that one rank may keep the others waiting (it writes a checkpoint, measures, ...).
@@ -159,9 +161,8 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
     # The parent holds the store, on a port that the system picks: no fixed port, and no race.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     arguments = (worker, list(devices), store.port, torch.get_num_threads(), args)
-    spawn = multiprocessing.get_context("spawn")
     processes = [
-        spawn.Process(target=_spawned, args=(rank, *arguments)) for rank in range(len(devices))
+        WORKERS.Process(target=_spawned, args=(rank, *arguments)) for rank in range(len(devices))
     ]
     with stop_forwarded_to(processes) as stop:
         try:

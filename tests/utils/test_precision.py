@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,7 @@ from src.utils.distributed import launch
 from src.utils.step_buffer import StepRecord
 from tests.conftest import (
     flat_weights,
+    forked_workers,
     losses,
     read_latest,
     tiny_config,
@@ -104,20 +104,15 @@ def test_without_bfloat16_units_the_same_config_gives_the_float32_run(
 
 # --------------------------------------------------------------------- recomputation, compilation
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_recomputing_activations_in_two_processes_changes_no_loss(
-    data, tmp_path, monkeypatch, accumulation
-):
+def test_recomputing_activations_in_two_processes_changes_no_loss(data, tmp_path, accumulation):
     """DistributedDataParallel's hooks see each gradient once; block sizes differ by step."""
     one = tmp_path / "one"
     short = ("optimization.epochs=2", f"meta.accumulation_steps={accumulation}")
     train_here(tiny_config(data, one, "data.batch_size=4", *short))
-    # Forked from a server that has imported everything: seconds less than starting Python twice.
-    mp.get_context("forkserver").set_forkserver_preload(["src.train"])
-    start = partial(mp.start_processes, start_method="forkserver")
-    monkeypatch.setattr(mp, "start_processes", start)
     two = tmp_path / "two"
     config = tiny_config(data, two, "meta.gradient_checkpointing=true", *short)
-    launch(train.main, [CPU, CPU], config)
+    with forked_workers():
+        launch(train.main, [CPU, CPU], config)
     assert read_latest(two)["world_size"] == 2
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
 

@@ -18,6 +18,7 @@ import yaml
 
 from src import run_report, train
 from tests.conftest import (
+    SERVER,
     flat_weights,
     read_latest,
     tiny_config,
@@ -30,10 +31,6 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 120  # seconds; a hang is a failure
 LONG = ("optimization.epochs=5000", "logging.monitor_every=100000")
 LATEST = "jepa-latest.pth.tar"
-
-# Programs are forked from a server that has imported what they import: seconds less for each.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["main"])
 
 
 def main_py(arguments: list[str], errors: Path, slow_step: bool) -> None:
@@ -278,7 +275,7 @@ def nothing_left(group: int) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_sigkill_while_the_workers_import(start, seconds):
     program = start("--devices", "cpu", "cpu", *LONG)
     program.wait_for(lambda: len(program.group()) >= 2)  # the first of them, or both
