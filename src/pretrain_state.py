@@ -240,10 +240,11 @@ def state_to_go_on_from(config: Config, resume: bool) -> PretrainState | None:
     """
     latest = checkpoint_path(config.logging.folder, config.logging.write_tag)
     if not (resume or config.meta.load_checkpoint):
-        if latest.exists():
+        if there := _checkpoints_of(config):
+            named = "" if there[-1] == latest else f" meta.read_checkpoint={there[-1].name}"
             raise UserError(
-                f"{latest.parent} already holds a run ({latest.name}). Go on with it by --resume, "
-                "or write elsewhere: logging.folder=..."
+                f"{latest.parent} already holds a run ({there[-1].name}). Go on with it by "
+                f"--resume{named}, or write elsewhere: logging.folder=..."
             )
         return None
     if config.meta.init_from is not None and not latest.exists():
@@ -266,6 +267,15 @@ def state_to_go_on_from(config: Config, resume: bool) -> PretrainState | None:
     state = PretrainState.load(path)
     state.begun_from = {"file": identity, "step": state.step}
     return state
+
+
+def _checkpoints_of(config: Config) -> list[Path]:
+    """Checkpoints of a run in ``logging.folder``: oldest epoch first, the latest last."""
+    folder, tag = Path(config.logging.folder), config.logging.write_tag
+    epochs = [path for path in folder.glob("*.pth.tar") if path.name.startswith(f"{tag}-ep")]
+    latest = checkpoint_path(folder, tag)
+    oldest_first = sorted(epochs, key=lambda path: path.stat().st_mtime_ns)
+    return oldest_first + [latest] * latest.exists()
 
 
 def _same_place(one: Path, other: Path) -> bool:

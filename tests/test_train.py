@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import shutil
 import signal
 import threading
 from concurrent.futures import wait
@@ -232,6 +233,16 @@ def test_a_finished_run_is_never_overwritten(finished, data):
     with pytest.raises(UserError, match=r"already holds a run.*--resume"):
         train_here(tiny_config(data, finished))
     assert (finished / "jepa-latest.pth.tar").read_bytes() == before
+
+
+def test_nor_is_one_of_which_only_epochs_were_kept(finished, data, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    (folder / "jepa-latest.pth.tar").unlink()
+    before = (folder / "jepa_r0.csv").read_bytes()
+    message = r"already holds a run \(jepa-ep3.*--resume meta.read_checkpoint=jepa-ep3.pth.tar,"
+    with pytest.raises(UserError, match=message):
+        train_here(tiny_config(data, folder))
+    assert (folder / "jepa_r0.csv").read_bytes() == before
 
 
 def test_resume_needs_a_checkpoint_of_this_run(finished, data, tmp_path):
