@@ -1070,6 +1070,27 @@ ROWS = [
     # --- the training step ------------------------------------------------------------------------
     (
         "src/train.py",
+        '"mask-A": masks_enc.shape[1]',
+        '"mask-A": masks_pred.shape[1]',
+        "tests/test_train.py::test_the_csv_has_the_columns_of_the_release_and_a_row_per_step",
+        "the log says how many context tokens a step had",
+    ),
+    (
+        "src/train.py",
+        "config.logging.monitor_every == 0 and not stopping",
+        "config.logging.monitor_every == 0",
+        "tests/test_train.py::test_a_run_that_is_to_stop_saves_before_anything_that_takes_long",
+        "a run that is to stop saves before it measures",
+    ),
+    (
+        "src/pretrain_state.py",
+        "return oldest_first + [latest] * latest.exists()",
+        "return [latest] * latest.exists()",
+        "tests/test_train.py::test_nor_is_one_of_which_only_epochs_were_kept",
+        "no run begins over the epochs that another kept",
+    ),
+    (
+        "src/train.py",
         "with nullcontext() if micro == accumulation_steps else networks.no_sync():",
         "with nullcontext():",
         "tests/test_train_step.py::test_gradients_are_exchanged_once_in_an_optimizer_step",

@@ -16,6 +16,7 @@ import yaml
 
 from src import train
 from src.datasets.folder import DataFolder
+from src.helper import init_collator
 from src.utils.checkpoint import CheckpointWriter
 from src.utils.errors import UserError
 from tests.conftest import (
@@ -70,7 +71,7 @@ def test_the_run_folder_holds_everything(finished):
     assert any((finished / "tensorboard").iterdir())
 
 
-def test_the_csv_has_the_columns_of_the_release_and_a_row_per_step(finished):
+def test_the_csv_has_the_columns_of_the_release_and_a_row_per_step(finished, data):
     with (finished / "jepa_r0.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:6] == ["epoch", "itr", "loss", "mask-A", "mask-B", "time (ms)"]
@@ -79,6 +80,10 @@ def test_the_csv_has_the_columns_of_the_release_and_a_row_per_step(finished):
     assert all(0 < float(row["loss"]) < 2 for row in rows)
     assert [bool(row["r2"]) for row in rows] == [False, True] * 3
     assert float(rows[-1]["momentum"]) == 1.0
+    collator = init_collator(tiny_config(data, finished), seed=0)
+    last = [collator.sample(2, step=micro) for micro in (1, 3, 5, 7, 9, 11)]  # of each step's two
+    assert [int(row["mask-A"]) for row in rows] == [m.context.shape[1] for m in last]
+    assert [int(row["mask-B"]) for row in rows] == [m.targets.shape[1] for m in last]
 
 
 def test_the_checkpoint_is_the_dict_of_the_release_and_is_enough_downstream(finished, data):
