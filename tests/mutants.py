@@ -305,7 +305,9 @@ def main() -> int:
                 f"{outcome.kind} ({outcome.seconds:.0f} s): {mutant.name}\n    {outcome.detail}",
                 flush=True,
             )
-    said = ", ".join(f"{count or 'none'} {kind}" for kind, count in counts.items())
+    said = ", ".join(
+        f"{count or 'none'} {'in ' * (kind == 'error')}{kind}" for kind, count in counts.items()
+    )
     print(f"{len(chosen)} mutants, drawn from {len(rows)} rows: {said}")
     return int(bool(counts["survived"] or counts["error"]) or not counts["died"])
 
