@@ -227,7 +227,7 @@ class FixedClips:
         per_run = math.ceil(config.logging.monitor_clips / len(runs))
         self._dataset = init_dataset(config, split, clip_input, clips=per_run)
         self._batch_size = config.data.batch_size
-        self._said = f"monitors, clips of {split}"
+        self._label = f"monitors, clips of {split}"
         count = min(len(self._dataset), config.logging.monitor_clips)
         chosen = np.linspace(0, len(self._dataset) - 1, count).round().astype(int)
         names, people = np.unique(self._dataset.participant_ids[chosen], return_inverse=True)
@@ -240,7 +240,7 @@ class FixedClips:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         starts = range(0, len(self), self._batch_size)
-        for start in progress_bar(starts, desc=self._said, unit="batch", leave=False):
+        for start in progress_bar(starts, desc=self._label, unit="batch", leave=False):
             batch = slice(start, start + self._batch_size)
             clips = [self._dataset[i]["fmri"] for i in self._items[batch].tolist()]
             yield torch.stack(clips), self._people[batch]

@@ -126,7 +126,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                 runs, last_good = dataset.folder.runs.loc[error.rows], checkpoint_path(folder, tag)
                 raise error.explained(runs, "lower optimization.lr", last_good) from error
             if ranks.main:
-                # Not while someone waits for the run to stop: it may take longer than they do.
+                # A run that stops saves without measuring, which may outlast its scheduler's grace.
                 monitoring = step % config.logging.monitor_every == 0 and not stopping
                 if monitoring or step == total_steps:
                     state.monitors["last"] = monitors.measure(networks, ranks.device, precision)

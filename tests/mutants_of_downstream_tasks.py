@@ -729,4 +729,11 @@ ROWS = [
         "tests/downstream_tasks/test_eval.py::test_what_needs_one_process_runs_in_one_of_those_that_torchrun_starts",
         "only the training of fine_tune is shared among devices",
     ),
+    (
+        "downstream_tasks/models_vit.py",
+        "from src.models.layers import LAYER_NORM\n",
+        "from src import train  # noqa: F401\nfrom src.models.layers import LAYER_NORM\n",
+        "tests/test_imports.py::test_src_and_the_downstream_tasks_meet_at_the_published_side_of_src",
+        "the downstream tasks do not import the training",
+    ),
 ]

@@ -303,12 +303,20 @@ def test_clips_are_fixed_spread_and_kept_apart_by_person(data, tmp_path):
     )
 
 
+def test_a_run_measures_its_held_out_split_and_fits_on_the_training_split(data, tmp_path):
+    config = tiny_config(data, tmp_path, "logging.monitor_clips=12")
+    watched = monitors.Monitors(config, config.clip_input)
+    for clips, split in ((watched.training, "train"), (watched.held_out, "valid")):
+        expected = monitors.FixedClips(config, split, config.clip_input)
+        assert torch.equal(*(torch.cat([x for x, _ in each]) for each in (clips, expected)))
+
+
 def test_a_measurement_that_takes_long_shows_how_far_it_is(data, tmp_path, monkeypatch, capsys):
     """A large network on a CPU needs an hour for it."""
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
     config = tiny_config(data, tmp_path / "run", "logging.monitor_clips=4")
     list(monitors.FixedClips(config, "valid", config.clip_input))
-    assert "\nmonitors, clips of valid: batch 1 of 2, " in capsys.readouterr().err
+    assert "monitors, clips of valid: batch 1 of 2, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

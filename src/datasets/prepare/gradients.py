@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--split",
         default="train",
         choices=SPLITS,
-        help="whose connectivity is averaged; default: train, so that no one tested is in it",
+        help="whose connectivity is averaged (default: train, so that no test person is in it)",
     )
     parser.add_argument(
         "--centroids_from",
