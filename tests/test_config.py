@@ -147,5 +147,5 @@ def test_missing_and_malformed_files(tmp_path):
     with pytest.raises(UserError, match="not valid YAML"):
         load_config(tmp_path / "quickstart.yaml")
     (tmp_path / "empty.yaml").write_text("")
-    with pytest.raises(UserError, match="must hold sections"):
+    with pytest.raises(UserError, match="is empty; sections of keys"):
         load_config(tmp_path / "empty.yaml")

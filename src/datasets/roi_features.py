@@ -44,10 +44,9 @@ def load_gradients(
     try:
         values = np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). "
-            f"Make it with: python -m {PACKAGE}.datasets.prepare.gradients --data_dir FOLDER"
-        ) from error
+        why = f"cannot be read ({error.strerror or error})" if path.exists() else "does not exist"
+        command = _command(path, training_data, centroids=kind == "centroids")
+        raise UserError(f"{path} {why}. Make it with: {command}") from error
     except ValueError as error:
         raise UserError(
             f"{path} must hold comma-separated numbers, one row per ROI and no header: {error}"
@@ -113,14 +112,28 @@ def _check_people(path: Path, description: Mapping[str, Any], folder: DataFolder
     if "fingerprint" in description:
         was = (description["n_runs"], description["n_participants"])
         change = describe_change(was, (len(rows), folder.runs.loc[rows].participant_id.nunique()))
-    command = f"python -m {PACKAGE}.datasets.prepare.gradients "
-    command += f"--data_dir {shlex.quote(str(folder.path))}"
-    if n_components := description.get("settings", {}).get("n_components"):
-        command += f" --n_components {n_components}"
-    if path.resolve() != (folder.path / "gradients.csv").resolve():
-        command += f" --out {shlex.quote(str(path))}"
+    command = _command(path, folder, description.get("settings", {}).get("n_components"))
     raise UserError(
         f"{path} was not computed from the training runs of {folder.path}: {change}. Compute it "
         f"anew: {command} (to use gradients of other people on purpose, give a copy of the CSV "
         "without its JSON)"
     )
+
+
+def _command(
+    path: Path,
+    folder: DataFolder | None,
+    n_components: int | None = None,
+    centroids: bool = False,
+) -> str:
+    """The command that makes ``path`` from ``folder``, a placeholder where that is not known."""
+    place = "FOLDER" if folder is None else shlex.quote(str(folder.path))
+    command = f"python -m {PACKAGE}.datasets.prepare.gradients --data_dir {place}"
+    if centroids:
+        command += " --centroids_from ATLAS.nii.gz"
+    if n_components:
+        command += f" --n_components {n_components}"
+    usual = "centroids.csv" if centroids else "gradients.csv"
+    if folder is None or path.resolve() != (folder.path / usual).resolve():
+        command += f" --out {shlex.quote(str(path))}"
+    return command

@@ -16,8 +16,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with naming(path):
+    with naming(path):  # around the removal too, which fails where nothing can be written
+        try:
             with temporary.open("xb") as file:
                 yield file
                 file.flush()
@@ -28,8 +28,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
                 os.fsync(directory)  # the new name itself
             finally:
                 os.close(directory)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

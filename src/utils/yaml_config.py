@@ -49,15 +49,36 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(_no_file(path))
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8; a YAML file is needed.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_explain(error, text)}.") from error
+    if values is None:
+        raise UserError(f"{path} is empty; sections of keys are needed.")
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold sections of keys, but it is {type(values).__name__}.")
+        raise UserError(f"{path} must hold sections of keys, but it is {values!r:.60}.")
     return values
 
 
+def _explain(error: yaml.YAMLError, text: str) -> str:
+    """The line and what is wrong there, on one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    line = text.splitlines()[mark.line] if mark.line < len(text.splitlines()) else ""
+    problem = error.problem or error.context
+    if line[: mark.column + 1].strip(" ").startswith("\t"):
+        problem = "it is indented with a tab; use spaces"
+    return f"line {mark.line + 1} ({line.strip()!r}): {problem}"
+
+
 def _no_file(path: Path) -> str:
+    if path.is_dir():
+        inside = sorted(path.glob("*.yaml"))
+        example = f", such as {inside[0]}" if inside else ""
+        return f"{path} is a folder; name a YAML file{example}."
     siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     return f"no config file {path}.{nearest(path.name, siblings)}"
 

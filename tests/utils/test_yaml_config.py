@@ -101,3 +101,30 @@ def test_a_base_that_is_missing_or_no_path_is_said(write):
 def test_numbers_that_are_not_finite_are_refused(value):
     with pytest.raises(UserError, match=r"optimization\.lr is .* a finite number"):
         config_from_dict({"optimization": {"lr": value}}, "a test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"top\.yaml is empty; sections of keys"),
+        (b"# only a comment\n", r"top\.yaml is empty"),
+        (b"a string\n", r"must hold sections of keys, but it is 'a string'"),
+        (b"data:\n\tbatch_size: 2\n", r"line 2 \('batch_size: 2'\): it is indented with a tab"),
+        (b"data:\n  a: 'open\n", r"not valid YAML: line \d+ .*end of stream"),
+        (b"\xff\xfe\x00", r"not a text file in UTF-8"),
+    ],
+)
+def test_a_file_that_holds_no_sections_says_why_on_one_line(tmp_path: Path, content, message):
+    path = tmp_path / "top.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        read_yaml(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_or_a_misspelt_name_in_place_of_a_file(write, tmp_path: Path):
+    path = write(quickstart="a: 1\n")
+    with pytest.raises(UserError, match=r"is a folder; name a YAML file, such as .*/quickstart\.y"):
+        read_yaml(tmp_path)
+    with pytest.raises(UserError, match=f"no config file .*Did you mean '{path.name}'"):
+        read_yaml(tmp_path / "quickstrat.yaml")

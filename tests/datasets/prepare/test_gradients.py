@@ -176,11 +176,21 @@ def test_files_that_do_not_fit_are_refused(tmp_path, content, message):
         load_gradients(path, 3, n_components=2)
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path):
-    with pytest.raises(
-        UserError, match=r"cannot be read.*python -m src.datasets.prepare.gradients"
-    ):
-        load_gradients(tmp_path / "g.csv", 3)
+def test_a_missing_file_says_how_to_make_it(tmp_path, folder):
+    command = "python -m src.datasets.prepare.gradients --data_dir"
+    missing = tmp_path / "g.csv"
+    with pytest.raises(UserError) as without:
+        load_gradients(missing, 3)
+    assert str(without.value) == (
+        f"{missing} does not exist. Make it with: {command} FOLDER --out {missing}"
+    )
+    with pytest.raises(UserError) as beside:
+        load_gradients(missing, N_ROIS, training_data=folder)
+    assert str(beside.value).endswith(f"{command} {folder.path} --out {missing}")
+    centroids = folder.path / "centroids.csv"
+    with pytest.raises(UserError) as inside:
+        load_gradients(centroids, N_ROIS, kind="centroids", training_data=folder)
+    assert str(inside.value).endswith(f"{command} {folder.path} --centroids_from ATLAS.nii.gz")
 
 
 def test_another_order_of_rois_is_refused(folder):
