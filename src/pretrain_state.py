@@ -254,6 +254,13 @@ def state_to_go_on_from(config: Config, resume: bool) -> PretrainState | None:
         )
     named = config.meta.read_checkpoint
     if named is None:
+        if not latest.exists():
+            kept = sorted(path.name for path in latest.parent.glob("*.pth*"))
+            there = f" (there are {', '.join(kept)})" if kept else ""
+            raise UserError(
+                f"no checkpoint {latest} to go on from. Begin a run without --resume (and "
+                f"meta.load_checkpoint), or name a checkpoint by meta.read_checkpoint=FILE{there}."
+            )
         return PretrainState.load(latest)
     path = Path(named) if Path(named).exists() else latest.parent / named
     path = find_checkpoint(path)

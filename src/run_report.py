@@ -111,8 +111,11 @@ def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
 
 def report_end(folder: Path, tag: str, state: PretrainState) -> None:
     """Draw the curves of a finished run; its checkpoint and the monitors' verdict go to the log."""
-    draw_curves(folder / _csv_name(tag), folder / "loss.png", start=state.monitors["first"])
-    logger.info("checkpoint: %s", checkpoint_path(folder, tag))
+    latest = checkpoint_path(folder, tag)
+    if latest.exists():
+        draw_curves(folder / _csv_name(tag), folder / "loss.png", start=state.monitors["first"])
+    # A finished run of another folder was gone on with: no step was made here.
+    logger.info("checkpoint: %s", latest if latest.exists() else state.path)
     logger.info(verdict(state.monitors["first"], state.monitors["last"]))
 
 
@@ -129,7 +132,7 @@ def _describe_start(state: PretrainState, folder: Path) -> None:
         file.write(f"{state.revision} from step {state.step}\n")
     if state.path is not None:
         logger.info("going on from %s, after step %d", state.path, state.step)
-        if state.begun_from:
+        if state.begun_from and state.begun_from["step"] != state.step:
             logger.info("the run began from %(file)s, after step %(step)d", state.begun_from)
     elif named := state.config["meta"]["read_checkpoint"]:
         logger.warning(
@@ -150,10 +153,12 @@ def _describe_run(
     """Log data, networks and batches of the run."""
     accumulation, batch = config.meta.accumulation_steps, config.data.batch_size
     parameters = {
-        name: sum(p.numel() for p in getattr(networks, name).parameters()) / 1e6
+        name: sum(p.numel() for p in getattr(networks, name).parameters())
         for name in ("encoder", "predictor")
     }
     rois, patches = config.grid
+    global_batch = batch * accumulation * ranks.world_size
+    left_out = len(dataset) * config.data.repeats - sampler.steps_per_epoch * global_batch
     logger.info(
         "%s: %d training runs x %d clips = %d clips per epoch, %d held-out clips, from %s; "
         "normalization: %s",
@@ -167,25 +172,31 @@ def _describe_run(
     )
     _describe_time(config, dataset)
     logger.info(
-        "%s: encoder %.1f M parameters, predictor %.1f M; %d ROIs x %d patches = %d tokens",
+        "%s: encoder %s parameters, predictor %s; %d ROIs x %d patches = %d tokens",
         config.meta.model_name,
-        parameters["encoder"],
-        parameters["predictor"],
+        millions(parameters["encoder"]),
+        millions(parameters["predictor"]),
         rois,
         patches,
         rois * patches,
     )
     logger.info(
         "global batch %d = %d per device x %d accumulation steps x %d devices (%s); "
-        "%d steps per epoch, %d epochs",
-        batch * accumulation * ranks.world_size,
+        "%d steps per epoch%s, %d epochs",
+        global_batch,
         batch,
         accumulation,
         ranks.world_size,
         ranks.device,
         sampler.steps_per_epoch,
+        f" ({left_out} of its clips fill no step)" if left_out else "",
         config.optimization.epochs,
     )
+
+
+def millions(number: int) -> str:
+    """``number`` in millions, or below a tenth of one in thousands."""
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number / 1e3:.1f} k"
 
 
 def _describe_time(config: Config, dataset: FMRIDataset) -> None:

@@ -102,7 +102,10 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         CheckpointWriter(folder, tag) as writer,
         batches_of(loader) as batches,
     ):
-        logger.info("the first step is running")
+        if state.step < total_steps:
+            logger.info("the first step is running")
+        else:
+            logger.info("the run is finished: %d of %d steps are done", state.step, total_steps)
         for step in range(state.step + 1, total_steps + 1):
             writer.check()
             record = train_step(

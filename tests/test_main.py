@@ -95,15 +95,18 @@ def test_shipped_configs_say_what_makes_their_data(name):
         assert data.data_dir in words
 
 
-def test_the_log_counts_clips_and_steps_of_an_epoch_alike(data, tmp_path):
-    repeats, batch, accumulation = 3, 2, 2
+@pytest.mark.parametrize(("batch", "left_out"), [(2, 0), (5, 4)])
+def test_the_log_counts_clips_and_steps_of_an_epoch_alike(data, tmp_path, batch, left_out):
+    repeats, accumulation = 3, 2
     overrides = (f"data.repeats={repeats}", "optimization.epochs=1", "optimization.warmup=0")
-    train_here(tiny_config(data, tmp_path, *overrides))
+    train_here(tiny_config(data, tmp_path, *overrides, f"data.batch_size={batch}"))
     text = (tmp_path / "log.txt").read_text()
     runs, of_each, clips = map(
         int, re.search(r"(\d+) training runs x (\d+) clips = (\d+) clips per epoch", text).groups()
     )
     steps = int(re.search(r"(\d+) steps per epoch", text)[1])
     assert (runs, of_each, clips) == (8, repeats, 24)
-    assert steps == clips // (batch * accumulation) == 6
+    assert steps == clips // (batch * accumulation)
+    assert clips - steps * batch * accumulation == left_out
+    assert (f"({left_out} of its clips fill no step)" in text) == bool(left_out)
     assert f"step {steps}/{steps}" in text

@@ -104,7 +104,19 @@ def test_resuming_a_finished_run_repeats_its_verdict_and_changes_nothing(finishe
     again = (folder / "log.txt").read_text().removeprefix(said)
     assert "learning" in verdict(said).lower()
     assert verdict(again) == verdict(said)
+    assert "the run is finished: 6 of 6 steps are done" in again
+    assert "the first step is running" in said
+    assert "the first step is running" not in again
     assert len((folder / "revision.txt").read_text().splitlines()) == 2
+
+
+def test_going_on_from_a_finished_run_elsewhere_says_that_it_is_finished(finished, data, tmp_path):
+    folder, named = tmp_path / "run", finished / LATEST
+    train.main(Ranks(CPU), tiny_config(data, folder, f"meta.read_checkpoint={named}"), True)
+    said = (folder / "log.txt").read_text()
+    assert "the run is finished: 6 of 6 steps are done" in said
+    assert f"checkpoint: {named}" in said
+    assert not (folder / LATEST).exists()
 
 
 def test_another_number_of_loaders_gives_the_same_bits(finished, stopped, data, tmp_path):

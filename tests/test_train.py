@@ -251,8 +251,12 @@ def test_nor_is_one_of_which_only_epochs_were_kept(finished, data, tmp_path):
 
 
 def test_resume_needs_a_checkpoint_of_this_run(finished, data, tmp_path):
-    with pytest.raises(UserError, match=r"no checkpoint .*jepa-latest"):
+    with pytest.raises(UserError, match=r"no checkpoint .*jepa-latest.*without --resume.*FILE\.$"):
         train_here(tiny_config(data, tmp_path / "none"), resume=True)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "jepa-ep3.pth.tar").touch()
+    with pytest.raises(UserError, match=r"read_checkpoint=FILE \(there are jepa-ep3\.pth\.tar\)"):
+        train_here(tiny_config(data, tmp_path / "kept"), resume=True)
     with pytest.raises(UserError, match=r"optimization\.lr is 0\.5, was 0\.001"):
         train_here(tiny_config(data, finished, "optimization.lr=0.5"), resume=True)
     released = Path(__file__).parent / "reference" / "tiny_mapping.pth.tar"

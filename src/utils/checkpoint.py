@@ -190,9 +190,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a checkpoint; name a file in it.")
     if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob("*.pth*")) if path.parent.is_dir() else []
-        there = f" In that folder: {', '.join(others)}." if others else ""
-        raise UserError(f"no checkpoint {path}.{there}")
+        raise UserError(f"no checkpoint {path}.{_others(path)}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location=map_location, weights_only=True)
@@ -205,11 +203,17 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             ) from error
         raise UserError(
             f"checkpoint {path} cannot be read ({path.stat().st_size} bytes): it is truncated, or "
-            "not a checkpoint."
+            f"not a checkpoint. Name another file.{_others(path)}"
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
     return state
+
+
+def _others(path: Path) -> str:
+    """Which other checkpoints are beside ``path``, as the end of a message."""
+    others = sorted(p.name for p in path.parent.glob("*.pth*") if p.name != path.name)
+    return f" In that folder: {', '.join(others)}." if others else ""
 
 
 def require_keys(state: Mapping[str, Any], keys: Iterable[str], path: str | Path) -> None:

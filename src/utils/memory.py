@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 FLOAT32 = 4  # bytes
 # Bytes that a pre-norm block with MLP ratio 4 keeps for the backward pass, per token and unit of
 # width: block input, normalised input, query, key and value, attention output, its projection's
@@ -120,16 +120,15 @@ class MemoryEstimate:
             needed += self.copy
         there = available_bytes(device, processes)
         logger.info(
-            "a step takes about %.1f GiB: %.1f for weights, gradients and optimizer, %.1f for "
-            "activations; a checkpoint on its way to the disk takes %.1f GiB of the host",
-            *(bytes_ / GIB for bytes_ in (needed, self.state, self.activations, self.copy)),
+            "a step takes about %s%s: %s for weights, gradients and optimizer, %s for "
+            "activations; a checkpoint on its way to the disk takes %s of the host",
+            amount(needed),
+            "" if there is None else f" of {amount(there)}",
+            *map(amount, (self.state, self.activations, self.copy)),
         )
         if there is not None and needed > there:
             logger.warning(
-                "%s has %.1f GiB for this process: a step may not fit. %s",
-                device,
-                there / GIB,
-                advice,
+                "%s has %s for this process: a step may not fit. %s", device, amount(there), advice
             )
 
 
@@ -143,6 +142,11 @@ def available_bytes(device: torch.device, processes: int = 1) -> int | None:
     if not hasattr(os, "sysconf"):  # Windows
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+
+
+def amount(number: int) -> str:
+    """``number`` bytes in GiB, or below one in MiB, of which there is one at least."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{max(number / MIB, 1):.0f} MiB"
 
 
 def _parameters(modules: list[nn.Module]) -> int:

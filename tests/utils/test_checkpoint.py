@@ -48,7 +48,11 @@ def test_truncated(tmp_path, keep):
     save_checkpoint(path, {"weights": torch.zeros(1000)})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    with pytest.raises(UserError, match=r"x\.pth\.tar cannot be read"):
+    save_checkpoint(tmp_path / "y.pth.tar", {})
+    with pytest.raises(
+        UserError,
+        match=r"x\.pth\.tar cannot be read.* another file\. In that folder: y\.pth\.tar\.$",
+    ):
         load_checkpoint(path)
 
 

@@ -11,6 +11,6 @@ def test_an_error_names_the_file_and_not_its_temporary(tmp_path: Path):
     """Neither may be opened nor removed below a file, as on a disk that cannot be written."""
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "features.npz"
-    with pytest.raises(OSError) as raised, replacing(path):
+    with pytest.raises(NotADirectoryError) as raised, replacing(path):
         pass
     assert raised.value.filename == str(path)

@@ -65,10 +65,19 @@ def test_a_step_that_does_not_fit_is_warned_of(monkeypatch, caplog, there, warns
     monkeypatch.setattr(memory, "available_bytes", lambda *_: there and there * GIB)
     with caplog.at_level(logging.INFO):
         MemoryEstimate(4 * GIB, 5 * GIB, GIB).report(CPU, 1, "Lower the batch.")
-    assert "a step takes about 10.0 GiB: 4.0 for weights" in caplog.messages[0]
+    said = f"a step takes about 10.0 GiB of {there}.0 GiB: 4.0 GiB for weights"
+    assert (said if there else "a step takes about 10.0 GiB: 4.0 GiB") in caplog.messages[0]
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     expected = "cpu has 9.0 GiB for this process: a step may not fit. Lower the batch."
     assert warnings == ([expected] if warns else [])
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(3 * GIB, "3.0 GiB"), (GIB // 2, "512 MiB"), (3 * 2**20, "3 MiB"), (1000, "1 MiB")],
+)
+def test_what_is_small_is_not_said_to_be_nothing(number, text):
+    assert memory.amount(number) == text
 
 
 def test_processes_share_the_memory_of_the_host():
