@@ -31,8 +31,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str], bool, lis
     """Split the command line into config file, devices, whether to resume, and overrides."""
     parser = argparse.ArgumentParser(
         description="Pretrain Brain-JEPA as a YAML config says, one process per device.",
-        epilog="Several machines: start this under torchrun. Stop with SIGTERM or SIGUSR1 (the "
-        "step is finished and a checkpoint written) and go on with --resume.",
+        epilog="Several machines: start this under torchrun. CTRL-C, SIGTERM or SIGUSR1 "
+        "finishes the step, writes a checkpoint and ends with 130, 143 or 138; go on by --resume.",
     )
     parser.add_argument("--fname", required=True, metavar="YAML", help="config, see configs/")
     parser.add_argument(

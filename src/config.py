@@ -219,6 +219,8 @@ def config_from_dict(
     values = {key: dict(val) if isinstance(val, Mapping) else val for key, val in values.items()}
     for override in overrides:
         values = merge(values, nested(*parse_override(override)))
+    if overrides:
+        where += " and the command line"
     values = _translate_release_keys(values, where)
     config = from_dict(Config, values, where)
     check_relations(config, _relations(config), where)

@@ -140,6 +140,16 @@ def _split(overrides: str) -> list[str]:
     return words
 
 
+def test_a_mistake_is_sought_where_it_may_be(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("{}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml and the command line: data\.batch_size is 0"):
+        load_config(path, ["data.batch_size=0"])
+    path.write_text("data: {batch_size: 0}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: data\.batch_size is 0"):
+        load_config(path)
+
+
 def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("data: [\n")
     with pytest.raises(UserError, match=r"Did you mean 'quickstart\.yaml'"):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...utils.arguments import HelpFormatter
 from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.progress import progress_bar
 from ..folder.format import RUN_COLUMNS, SPLITS
@@ -149,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.datasets.prepare.hcpa",
         description="Import the .pt files that the release uses for HCP-Aging.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--root", type=Path, required=True, help="folder with the six files")
     parser.add_argument("--target", required=True, help="name for the labels, such as sex or age")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.arguments import HelpFormatter
 from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.progress import progress_bar
 from ..folder import DataFolder
@@ -108,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.datasets.prepare.synthetic",
         description="Write a seeded synthetic data set; the defaults have the shape of UKB runs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("data/synthetic"), help="folder to write")
     parser.add_argument("--n_people", type=int, default=64, help="number of people")

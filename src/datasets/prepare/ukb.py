@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...utils.arguments import HelpFormatter
 from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.files import replacing
 from ...utils.progress import progress_bar
@@ -202,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}.datasets.prepare.ukb",
         description="Import the UK Biobank layout. Start it again to go on after an interruption.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--root", type=Path, required=True, help="folder that holds time_series/")
     parser.add_argument(
