@@ -53,10 +53,6 @@ class Ranks:
         """Whether this is the process that logs and writes."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process; touches the host only, never the device."""
-        return bool(self.max(int(flag)))
-
     def max(self, number: int) -> int:
         """Largest ``number`` of all processes; touches the host only, never the device."""
         if self.host_group is None:
