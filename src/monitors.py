@@ -213,7 +213,7 @@ class _MaskSums:
 
 
 class FixedClips:
-    """The same few clips at every measurement, evenly spread over the runs of a split.
+    """The same few clips at every measurement, evenly spread over the runs of a split, none twice.
 
     They are ordered so that neighbours, last and first among them, are of different people, unless
     one person has more than half of the clips.
@@ -223,27 +223,37 @@ class FixedClips:
     """
 
     def __init__(self, config: Config, split: str, clip_input: ClipInput) -> None:
-        runs = init_dataset(config, split, clip_input, clips="center")
-        per_run = math.ceil(config.logging.monitor_clips / len(runs))
-        self._dataset = init_dataset(config, split, clip_input, clips=per_run)
+        self._dataset = init_dataset(config, split, clip_input, clips="center")
         self._batch_size = config.data.batch_size
         self._label = f"monitors, clips of {split}"
-        count = min(len(self._dataset), config.logging.monitor_clips)
-        chosen = np.linspace(0, len(self._dataset) - 1, count).round().astype(int)
-        names, people = np.unique(self._dataset.participant_ids[chosen], return_inverse=True)
+        n_runs, wanted = len(self._dataset), config.logging.monitor_clips
+        per_run = math.ceil(wanted / n_runs)
+        clips = [
+            (run, start)
+            for run in _spread(n_runs, wanted).tolist()
+            for start in self._dataset.even_starts(run, per_run)
+        ]
+        chosen = [clips[i] for i in _spread(len(clips), wanted).tolist()]
+        ids = self._dataset.participant_ids[[run for run, _ in chosen]]
+        names, people = np.unique(ids, return_inverse=True)
         order = people_apart(people)
-        self._items = chosen[order]
-        self._people = torch.from_numpy(people[order] if len(names) > 1 else np.arange(count))
+        self._clips = [chosen[i] for i in order.tolist()]
+        self._people = torch.from_numpy(people[order] if len(names) > 1 else np.arange(len(chosen)))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._clips)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        starts = range(0, len(self), self._batch_size)
-        for start in progress_bar(starts, desc=self._label, unit="batch", leave=False):
-            batch = slice(start, start + self._batch_size)
-            clips = [self._dataset[i]["fmri"] for i in self._items[batch].tolist()]
+        firsts = range(0, len(self), self._batch_size)
+        for first in progress_bar(firsts, desc=self._label, unit="batch", leave=False):
+            batch = slice(first, first + self._batch_size)
+            clips = [self._dataset.clip(run, start) for run, start in self._clips[batch]]
             yield torch.stack(clips), self._people[batch]
+
+
+def _spread(n: int, wanted: int) -> np.ndarray:
+    """``wanted`` of the numbers below ``n`` at most, evenly spread."""
+    return np.linspace(0, n - 1, min(n, wanted)).round().astype(int)
 
 
 def people_apart(people: np.ndarray) -> np.ndarray:

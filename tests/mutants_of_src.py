@@ -1345,7 +1345,7 @@ ROWS = [
     (
         "src/monitors.py",
         "order = people_apart(people)",
-        "order = np.arange(count)",
+        "order = np.arange(len(chosen))",
         "tests/test_monitors.py::test_clips_are_fixed_spread_and_kept_apart_by_person",
         "monitored clips are ordered so that neighbours are other people",
     ),

@@ -311,6 +311,16 @@ def test_a_run_measures_its_held_out_split_and_fits_on_the_training_split(data, 
         assert torch.equal(*(torch.cat([x for x, _ in each]) for each in (clips, expected)))
 
 
+def test_no_clip_is_measured_twice(data, tmp_path):
+    """Runs of 100 frames have 5 places for a clip of 96, which 20 clips of each would share."""
+    config = tiny_config(
+        data, tmp_path / "run", f"data.crop_size=[{ROIS}, 96]", "logging.monitor_clips=40"
+    )
+    clips = monitors.FixedClips(config, "valid", config.clip_input)
+    shown = torch.cat([x for x, _ in clips]).flatten(1)
+    assert len(clips) == len(shown) == len(shown.unique(dim=0)) == 2 * 5
+
+
 def test_a_measurement_that_takes_long_shows_how_far_it_is(data, tmp_path, monkeypatch, capsys):
     """A large network on a CPU needs an hour for it."""
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)

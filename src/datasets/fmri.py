@@ -190,6 +190,10 @@ class FMRIDataset(Dataset):
             start = even_starts(n_starts, self.clips_per_run).item(clip)
         return {"fmri": self.clip(i, start), "row": row}
 
+    def even_starts(self, i: int, n_clips: int) -> list[int]:
+        """Start frames of ``n_clips`` clips spread evenly over the i-th run, none twice."""
+        return np.unique(even_starts(self._n_starts.item(i), n_clips)).tolist()
+
     def center_clip(self, i: int) -> torch.Tensor:
         """Return the normalised clip ``[1, R, T]`` in the middle of the i-th run."""
         return self.clip(i, even_starts(self._n_starts.item(i), 1).item(0))
