@@ -60,7 +60,7 @@ class Pretrained:
         stored = self.encoder.gradient_pos_embed
         return None if stored is None else stored[0]
 
-    def knowledge(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """All but the weights, in plain types and tensors: what files made from this one keep."""
         return {
             "encoder_spec": self.encoder_spec.to_dict(),

@@ -5,8 +5,8 @@
     seed<S>/metrics.jsonl             a line per epoch
 
 Both are the release's fine-tuned files (``model``, ``optimizer``, ``epoch``, ``scaler``) with what
-makes them self-contained: ``knowledge`` of the encoder's input, ``task``, and the people's
-``split``.
+makes them self-contained: ``provenance`` (encoder, input, training people), ``task`` and the
+participants' ``split``.
 """
 
 import dataclasses
@@ -123,11 +123,11 @@ class StateFolder:
     ) -> None:
         self.folder, self.config, self.problem, self.ranks = folder, config, problem, ranks
         self.about = {
-            "knowledge": dataclasses.replace(
+            "provenance": dataclasses.replace(
                 pretrained,
                 clip_input=clips.dataset.clip_input,
                 input_profile=InputProfile.from_dataset(clips.dataset),
-            ).knowledge(),
+            ).provenance(),
             "task": _describe_task(config, problem, clips),
             "split": _people(problem),
             "config": config.to_dict(),

@@ -201,7 +201,7 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
     prefix = "" if isinstance(model.network, DownstreamViT) else _ENCODER_PREFIX
     return {
         "model": {prefix + name: value for name, value in model.network.state_dict().items()},
-        "knowledge": {
+        "provenance": {
             "encoder_spec": model.encoder_spec.to_dict(),
             "roi_labels": model.roi_labels,
             "atlas": model.atlas,

@@ -89,8 +89,8 @@ def load_pretrained(
     _compare_predictor(state, pred_depth, pred_emb_dim, path)
     n_components = known.pop("n_components")
     spec = EncoderSpec(**known)
-    knowledge = state.get("knowledge", state)
-    labels = knowledge.get("roi_labels")
+    provenance = state.get("provenance", state)
+    labels = provenance.get("roi_labels")
     gradients = _choose_gradients(
         weights.get(GRADIENTS), gradient_csv_path, spec, n_components, labels, path
     )
@@ -103,8 +103,8 @@ def load_pretrained(
         kind=kind,
         path=path,
         roi_labels=None if labels is None else tuple(labels),
-        atlas=knowledge.get("atlas"),
-        **_stated_input(state, knowledge, kind, spec.crop_size, path),
+        atlas=provenance.get("atlas"),
+        **_stated_input(state, provenance, kind, spec.crop_size, path),
         attn_mode=attn_mode,
         head={
             name: value
@@ -113,7 +113,7 @@ def load_pretrained(
         },
         task=state.get("task"),
         split=state.get("split"),
-        training_people=_training_people(knowledge),
+        training_people=_training_people(provenance),
     )
 
 
@@ -133,7 +133,7 @@ def _encoder_weights(
         if path.is_dir():
             kind: Kind = "hub"
         else:
-            kind = "fine_tuned" if "knowledge" in state else "fine_tuned_release"
+            kind = "fine_tuned" if "provenance" in state else "fine_tuned_release"
     else:
         if which not in ("target_encoder", "encoder"):
             raise UserError(f"network is '{which}'; allowed: target_encoder, encoder.")
@@ -200,8 +200,8 @@ def _stated_spec(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str, 
             "init": config.meta.init,
             "patch_embed_std": config.meta.patch_embed_std,
         }
-    if "knowledge" in state:
-        spec = EncoderSpec.from_dict(state["knowledge"]["encoder_spec"])
+    if "provenance" in state:
+        spec = EncoderSpec.from_dict(state["provenance"]["encoder_spec"])
         names = ("num_heads", "add_w", "init", "patch_embed_std")
         return {name: getattr(spec, name) for name in names}
     if kind == "fine_tuned_release":
@@ -212,7 +212,7 @@ def _stated_spec(state: Mapping[str, Any], kind: Kind, path: Path) -> dict[str, 
 
 def _stated_input(
     state: Mapping[str, Any],
-    knowledge: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     kind: Kind,
     crop_size: tuple[int, int],
     path: Path,
@@ -225,16 +225,16 @@ def _stated_input(
         if "downsample" in args:
             stated["stride"] = DOWNSAMPLE_STRIDE if args["downsample"] else 1
         return {"clip_input": ClipInput(crop_size, **stated)}
-    profile = knowledge.get("input_profile")
+    profile = provenance.get("input_profile")
     return {
-        "clip_input": ClipInput.from_state(crop_size, knowledge),
+        "clip_input": ClipInput.from_state(crop_size, provenance),
         "input_profile": None if profile is None else InputProfile.from_dict(profile),
     }
 
 
-def _training_people(knowledge: Mapping[str, Any]) -> Tensor | None:
+def _training_people(provenance: Mapping[str, Any]) -> Tensor | None:
     """Hashes of the people of the pretraining: its own files list their ids."""
-    people = knowledge.get("training_people")
+    people = provenance.get("training_people")
     return hash_ids(people) if isinstance(people, list) else people
 
 
