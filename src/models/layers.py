@@ -76,7 +76,10 @@ def block_at(block: Block, x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
     if attention.qkv.bias is not None:
         query_bias, other_bias = attention.qkv.bias.split([width, 2 * width])
     q = F.linear(apply_masks(normed, masks), query_weight, query_bias)  # [M * B, K, D]
-    k, v = F.linear(normed, other_weight, other_bias).repeat(len(masks), 1, 1).chunk(2, dim=-1)
+    kv = F.linear(normed, other_weight, other_bias)
+    if len(masks) > 1:  # of one mask it would be a copy of all tokens
+        kv = kv.repeat(len(masks), 1, 1)
+    k, v = kv.chunk(2, dim=-1)
     heads = (attention.num_heads, attention.head_dim)
     q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in (q, k, v))
     q, k = attention.q_norm(q), attention.k_norm(k)

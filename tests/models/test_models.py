@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.models.jepa import jepa_loss, jepa_targets, update_target_encoder
@@ -218,6 +219,15 @@ def test_the_last_block_at_some_tokens_saves_exactly_what_it_leaves_out():
     saved = 2 * (tokens - kept) * (10 * width * width + 2 * tokens * width)
     assert counts[0] - counts[1] == saved
     assert saved / counts[0] == pytest.approx(0.058, abs=0.0005)
+
+
+def test_the_last_block_copies_nothing_of_all_tokens_for_one_mask():
+    encoder = make_encoder()
+    x, masks = torch.randn(2, 1, 6, 32), torch.tensor([[9, 15, 0], [23, 2, 11]])
+    for read_at, repeats in ((masks, 0), ([masks, masks], 1)):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler, torch.no_grad():
+            encoder(x, read_at=read_at)
+        assert sum(event.name == "aten::repeat" for event in profiler.events()) == repeats
 
 
 def test_the_targets_compile():
