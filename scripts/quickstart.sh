@@ -72,7 +72,7 @@ if [ "$code" -ne 0 ]; then
     exit "$code"
 fi
 
-echo "== 4/4 What the representation knows, beside what needs no representation"
+echo "== 4/4 Evaluation, beside baselines that need no model"
 for task in demo_state demo_fingerprint; do
     python downstream_eval.py --config "$task" --load_path "$run" \
         --output_root "$run/downstream" ${devices[@]+"${devices[@]}"}
@@ -80,7 +80,7 @@ done
 
 cat <<EOF
 
-Where everything is
+Files
   data         $data (participants.tsv, timeseries.npy, gradients.csv)
   checkpoint   $run/jepa-latest.pth.tar
   log          $run/log.txt, $run/jepa_r0.csv, $run/revision.txt, $run/params-ijepa.yaml
