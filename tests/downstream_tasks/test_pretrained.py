@@ -40,6 +40,7 @@ def test_networks_of_a_checkpoint_differ(run):
     x = torch.randn(1, 1, ROIS, FRAMES, generator=torch.Generator().manual_seed(0))
     outputs = [load_pretrained(run[1], which=w).encoder(x) for w in ("target_encoder", "encoder")]
     assert not torch.allclose(*outputs)
+    assert torch.equal(load_pretrained(run[1]).encoder(x), outputs[0])  # unless asked otherwise
 
 
 def test_copies(run):
