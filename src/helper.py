@@ -148,13 +148,14 @@ def load_weights(networks: Networks, path: str | Path) -> None:
         "predictor": "predictor" if "predictor" in stored else None,
         "target_encoder": encoders[-1],
     }
+    may_lack = () if "config" in stored else (GRADIENTS,)  # the release's files hold none
     given = networks.encoder.gradient_pos_embed
     given = None if given is None else given.clone()
     for part, source in sources.items():
         if source is None:
             logger.warning("%s has no %s: it begins with random weights", path, part)
             continue
-        load_network(getattr(networks, part), stored[source], path, part, may_lack=(GRADIENTS,))
+        load_network(getattr(networks, part), stored[source], path, part, may_lack=may_lack)
         logger.info("%s begins with the weights of %s in %s", part, source, path)
     learned = networks.encoder.gradient_pos_embed
     if given is not None and not torch.equal(given, learned):

@@ -34,6 +34,16 @@ def state_of(networks: Networks) -> dict[str, dict[str, torch.Tensor]]:
     return {part: network_state(getattr(networks, part)) for part in NETWORKS}
 
 
+def test_only_a_file_of_the_release_may_lack_its_gradients(finished, data, tmp_path):
+    state = read_latest(finished)
+    del state["predictor"]["module.gradient_pos_embed"]
+    save_checkpoint(tmp_path / "cut.pth.tar", state)
+    with pytest.raises(
+        UserError, match="does not fit this predictor: gradient_pos_embed is missing"
+    ):
+        load_weights(networks_of(tiny_config(data, tmp_path)), tmp_path / "cut.pth.tar")
+
+
 @pytest.mark.parametrize("name", ["tiny_mapping", "tiny_origin"])
 def test_the_networks_of_the_release_are_loaded(name, data, tmp_path, caplog):
     rois, width, depth, heads, pred_width, pred_depth, components = (
