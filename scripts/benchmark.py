@@ -49,6 +49,7 @@ SAMPLE_LIMITS = {
 # What masks may cost, in stackings of the clips they are for (0.6 ms at 450 x 160 where that takes
 # 0.33 ms).
 MASK_LIMIT = 1.8
+CHECKED_AGAIN = 2  # times: other programs can only add to a cost, so the lowest ratio counts
 
 
 class Cost(NamedTuple):
@@ -258,6 +259,11 @@ def main() -> int:
     (device,) = parse_devices(arguments.devices)
 
     costs = measure_input(config)
+    for _ in range(CHECKED_AGAIN if arguments.check else 0):
+        if not exceeded(costs):
+            break
+        again = measure_input(config)
+        costs = [min(pair, key=lambda cost: cost.ratio) for pair in zip(costs, again, strict=True)]
     rows = [("slice of the raw memory map", f"{costs[0].beside_seconds * 1e6:.0f} us", "1")]
     rows += [cost.row() for cost in costs]
     if not arguments.check:

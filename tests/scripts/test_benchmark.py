@@ -56,6 +56,21 @@ def test_the_check_ends_with_1_and_a_line_for_each_limit_exceeded(
     assert "masks of 16 samples" in lines[1]
 
 
+def test_a_limit_exceeded_once_is_measured_again(benchmark, run, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SAMPLE_LIMITS", dict.fromkeys(METHODS, 1e9))
+    measured = iter([5.0, 0.5])
+
+    def measure_masks(config, rounds):
+        return benchmark.Cost("masks of 16 samples", next(measured), "their stacking", 1.0, 1.0)
+
+    monkeypatch.setattr(benchmark, "measure_masks", measure_masks)
+    assert run("--check") == 0
+    printed = capsys.readouterr()
+    assert "0.50 x their stacking" in printed.out
+    assert "exceeded" not in printed.err
+    assert next(measured, None) is None
+
+
 def test_without_it_a_training_step_is_measured_too(run, capsys):
     assert run() == 0
     printed = capsys.readouterr().out
