@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,8 @@ SERVER.set_forkserver_preload(["main"])
 @contextmanager
 def forked_workers() -> Iterator[None]:
     """Let ``launch`` fork its workers from the server, in place of starting Python for each."""
+    # Begun by ``launch``, the server would inherit its blocked signals, and so would all programs.
+    forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "WORKERS", SERVER)
         yield
