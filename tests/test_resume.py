@@ -26,8 +26,8 @@ from src.utils.errors import UserError
 from tests.conftest import (
     COMPONENTS,
     ROIS,
-    SERVER,
     flat_weights,
+    fork_server,
     forked_workers,
     losses,
     read_latest,
@@ -309,7 +309,7 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(data, tmp
     """The second checkpoint waits half written; the next start removes it and goes on."""
     folder = tmp_path / "run"
     config = tiny_config(data, folder, "optimization.epochs=2")
-    child = SERVER.Process(target=train_with_a_slow_disk, args=(config,))
+    child = fork_server().Process(target=train_with_a_slow_disk, args=(config,))
     child.start()
     deadline = time.monotonic() + TIMEOUT
     while not ((folder / LATEST).exists() and list(folder.glob(f".{LATEST}.*"))):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from src.utils.loading import batches_of
 from src.utils.signals import STOP_SIGNALS
+from tests.conftest import fork_server
 
 ROOT = Path(__file__).parents[2]
 GONE_WITHIN = 4  # seconds; PyTorch's own watch of loader processes looks every 5
@@ -134,7 +135,7 @@ def test_stop_signals_are_not_for_loaders():
 def test_stop_signals_are_not_for_loaders_of_a_fork_server():
     """They do not inherit what this process blocks, so they must ignore the signals themselves."""
     before = set(multiprocessing.active_children())
-    loader = DataLoader(Numbers(), 1, num_workers=2, multiprocessing_context="forkserver")
+    loader = DataLoader(Numbers(), 1, num_workers=2, multiprocessing_context=fork_server())
     with batches_of(loader) as batches:
         assert [int(next(batches)) for _ in range(2)] == [0, 1]  # both have begun
         for process in set(multiprocessing.active_children()) - before:

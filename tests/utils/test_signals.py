@@ -18,8 +18,8 @@ import yaml
 
 from src import run_report, train
 from tests.conftest import (
-    SERVER,
     flat_weights,
+    fork_server,
     read_latest,
     tiny_config,
     tiny_values,
@@ -78,7 +78,7 @@ class Program:
         self._errors = folder / "stderr.txt"
         config = folder / "tiny.yaml"
         config.write_text(yaml.safe_dump(tiny_values(data, self.run)))
-        self.process: BaseProcess = SERVER.Process(
+        self.process: BaseProcess = fork_server().Process(
             target=main_py,
             args=(["--fname", str(config), *arguments], self._errors, slow_step),
         )
