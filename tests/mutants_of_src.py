@@ -1731,6 +1731,13 @@ ROWS = [
     ),
     (
         "src/utils/distributed.py",
+        "            resource_tracker.ensure_running()\n",
+        "            pass\n",
+        "tests/utils/test_distributed.py::test_ctrl_c_of_a_terminal_is_blocked_in_every_worker",
+        "CTRL-C of a terminal reaches no worker, the first one included",
+    ),
+    (
+        "src/utils/distributed.py",
         "        raise SystemExit(stop.exit_code or codes[0])\n",
         "        raise SystemExit(codes[0])\n",
         "tests/utils/test_signals.py::test_ctrl_c_ends_two_processes_cleanly",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -162,6 +163,8 @@ def launch(worker: Callable[..., None], devices: Sequence[torch.device], *args: 
     ]
     with stop_forwarded_to(processes) as stop:
         try:
+            # Begun with the first worker, Python's tracker would unblock what is blocked here.
+            resource_tracker.ensure_running()
             with blocked([signal.SIGINT]):  # in the workers for good
                 for process in processes:
                     process.start()

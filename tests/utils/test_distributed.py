@@ -14,7 +14,7 @@ import yaml
 
 import main
 from src import train
-from src.utils.distributed import is_first_process, launch, parse_devices
+from src.utils.distributed import Ranks, is_first_process, launch, parse_devices
 from src.utils.errors import UserError, run_main
 from tests.conftest import (
     flat_weights,
@@ -253,3 +253,29 @@ def test_only_torchrun_has_processes_that_may_not_report(monkeypatch):
     assert not is_first_process()
     monkeypatch.setenv("RANK", "0")
     assert is_first_process()
+
+
+def report_mask(ranks: Ranks, folder: Path) -> None:
+    """Worker of :func:`launch`: write whether SIGINT is blocked in it."""
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    (folder / str(ranks.rank)).write_text(str(blocked))
+
+
+LAUNCH = """
+from pathlib import Path
+import torch
+from src.utils.distributed import launch
+from tests.utils.test_distributed import report_mask
+if __name__ == "__main__":
+    launch(report_mask, [torch.device("cpu")] * 2, Path({folder!r}))
+"""
+
+
+@pytest.mark.processes
+def test_ctrl_c_of_a_terminal_is_blocked_in_every_worker(tmp_path):
+    """In the first one too, with which Python starts a tracker that unblocks it."""
+    script = tmp_path / "start.py"
+    script.write_text(LAUNCH.format(folder=str(tmp_path)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script], check=True, env=environment, timeout=TIMEOUT)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["True", "True"]
