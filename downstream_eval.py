@@ -4,10 +4,12 @@ python downstream_eval.py --config demo_state --load_path logs/quickstart
 python downstream_eval.py --config hca_sex --downstream_task linear_probe --load_path CHECKPOINT
 python downstream_eval.py embed --load_path CHECKPOINT --data_path data/mine --out out.npz
 python downstream_eval.py export --load_path CHECKPOINT --out FOLDER
+python downstream_eval.py compare output_dirs
 
 commands beside the evaluation, each with its own --help:
-  embed   write embeddings of the runs of a data-set folder, to .npz or parquet
-  export  write any checkpoint as safetensors + JSON
+  embed    write embeddings of the runs of a data-set folder, to .npz or parquet
+  export   write any checkpoint as safetensors + JSON
+  compare  join result folders into one table, beside published numbers
 """
 
 from src.utils.parent_watch import begin_program
@@ -20,10 +22,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from downstream_tasks import embed, export, main_finetune, main_linearprobe
-from downstream_tasks.pretrained import two_numbers
-from downstream_tasks.tables import results_markdown
-from downstream_tasks.tasks import DownstreamConfig, Protocol, load_task
+from downstream_tasks import main_finetune, main_linearprobe
+from downstream_tasks.config import DownstreamConfig, Protocol, load_task
+from downstream_tasks.features import embed
+from downstream_tasks.report import compare
+from downstream_tasks.report.markdown import results_markdown
+from src.pretrained import export
+from src.pretrained.arguments import two_numbers
 from src.utils.distributed import default_devices, is_first_process, parse_devices
 from src.utils.errors import UserError, nearest, run_main
 from src.utils.logging import setup_logging
@@ -31,8 +36,8 @@ from src.utils.yaml_config import parse_override
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint serves for beside an evaluation; each has flags of its own.
-COMMANDS = {"embed": embed, "export": export}
+# What is done beside an evaluation; each has flags of its own.
+COMMANDS = {"embed": embed, "export": export, "compare": compare}
 # Flags and the keys they set; those of the section of the protocol that is run have no dot.
 KEYS = {
     "downstream_task": "protocol",
@@ -71,10 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         usage="%(prog)s --config TASK --load_path CHECKPOINT [flags] [section.key=value ...]\n"
-        "       %(prog)s {embed,export} [flags]",
+        "       %(prog)s {embed,export,compare} [flags]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        epilog="Everything else is a key of the task file (downstream_tasks/tasks.py lists them): "
+        epilog="Everything else is a key of the task file (downstream_tasks/config.py lists them): "
         "section.key=value. What a checkpoint states need not be given.",
     )
     switch = {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}

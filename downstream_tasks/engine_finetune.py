@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from downstream_tasks.encoders import Pretrained
-from downstream_tasks.example_clips import ExampleClips
+from downstream_tasks.cohort.clips import ExampleClips
+from downstream_tasks.cohort.problem import Problem, class_weights, validation_score
+from downstream_tasks.config import DownstreamConfig, FineTuneConfig
 from downstream_tasks.finetune_state import BEST, StateFolder, effective_batch
-from downstream_tasks.heads import HeadResult, Problem, class_weights
-from downstream_tasks.models_vit import DownstreamViT, fine_tuned_model
-from downstream_tasks.pretrained import load_pretrained
-from downstream_tasks.probes import validation_score
-from downstream_tasks.tasks import DownstreamConfig, FineTuneConfig
+from downstream_tasks.heads.result import HeadResult
+from downstream_tasks.models_vit import fine_tuned_model
 from src.datasets.micro_batches import MicroBatchSampler, NumberedSamples
+from src.models.downstream_vit import DownstreamViT
+from src.pretrained.encoder import Pretrained
+from src.pretrained.load import load_pretrained
 from src.utils.data_parallel import clear_gradients, data_parallel, no_sync
 from src.utils.distributed import Ranks
 from src.utils.errors import UserError

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from downstream_tasks.encoders import Pretrained
-from downstream_tasks.example_clips import ExampleClips
-from downstream_tasks.heads import Problem
-from downstream_tasks.metrics import selection_key
-from downstream_tasks.tasks import DownstreamConfig
+from downstream_tasks.cohort.clips import ExampleClips
+from downstream_tasks.cohort.problem import Problem
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.scoring.metrics import selection_key
 from src.datasets.input_profile import InputProfile
+from src.pretrained.encoder import Pretrained
 from src.utils.checkpoint import load_checkpoint, load_network, require_keys, save_checkpoint
 from src.utils.distributed import Ranks
 from src.utils.errors import UserError

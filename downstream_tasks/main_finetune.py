@@ -1,6 +1,6 @@
 """Fine-tuning, all seeds: train, compare with the baselines, report; or score what is stored.
 
-OUTPUT_ROOT/task/fine_tune/          the report (downstream_tasks/report.py)
+OUTPUT_ROOT/task/fine_tune/          the report (downstream_tasks/report/write.py)
 OUTPUT_ROOT/task/fine_tune/seed<S>/  the states (downstream_tasks/finetune_state.py)
 OUTPUT_ROOT/task/fine_tune/eval/     the report of --eval
 """
@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from downstream_tasks.cohort import Cohort
-from downstream_tasks.comparison import ENCODED, MODEL_NAME, Representations, baseline_rows
-from downstream_tasks.encoders import Pretrained
+from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.problem import Problem, Target, make_target
+from downstream_tasks.cohort.splits import Split, assert_disjoint, make_splits
+from downstream_tasks.comparison import baseline_rows
+from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import fine_tune, score_test
+from downstream_tasks.evaluation import describe_checkpoint, load_model, load_people, prepare
+from downstream_tasks.features.table import ENCODED, MODEL_NAME, Representations
 from downstream_tasks.finetune_state import BEST, LATEST, refuse_stored_run, seed_folder
-from downstream_tasks.heads import HeadResult, Problem, Row, Target, make_target
-from downstream_tasks.pretrained import load_pretrained
-from downstream_tasks.report import write_report
-from downstream_tasks.setup import describe_checkpoint, load_model, load_people, prepare
-from downstream_tasks.splits import Split, assert_disjoint, make_splits
-from downstream_tasks.tasks import DownstreamConfig
+from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.report.write import write_report
+from src.pretrained.encoder import Pretrained
+from src.pretrained.load import load_pretrained
 from src.utils.distributed import Ranks, is_first_process, launch
 from src.utils.errors import UserError
 from src.utils.files import replacing

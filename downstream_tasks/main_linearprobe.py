@@ -13,19 +13,18 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from downstream_tasks.comparison import (
-    MODEL_NAME,
-    Representations,
-    baseline_rows,
-    no_features_row,
-)
-from downstream_tasks.features import weights_digest
-from downstream_tasks.fingerprint import run_fingerprint
-from downstream_tasks.heads import HeadResult, LinearMap, Problem, Row, fit_head
-from downstream_tasks.probes import AttentiveHead, attentive_probe, lars_probe, score_attentive
-from downstream_tasks.report import write_report
-from downstream_tasks.setup import describe_checkpoint, prepare
-from downstream_tasks.tasks import DownstreamConfig
+from downstream_tasks.cohort.problem import Problem
+from downstream_tasks.comparison import baseline_rows, no_features_row
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.evaluation import describe_checkpoint, prepare
+from downstream_tasks.features.encode import weights_digest
+from downstream_tasks.features.table import MODEL_NAME, Representations
+from downstream_tasks.heads.attentive_probe import AttentiveHead, attentive_probe, score_attentive
+from downstream_tasks.heads.estimators import fit_head
+from downstream_tasks.heads.linear_probe import lars_probe
+from downstream_tasks.heads.result import HeadResult, LinearMap, Row
+from downstream_tasks.main_fingerprint import run_fingerprint
+from downstream_tasks.report.write import write_report
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import setup_logging

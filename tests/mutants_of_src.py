@@ -1606,14 +1606,14 @@ ROWS = [
         "src/utils/person_ids.py",
         "return {name for name in ids if _hash(name) in known}",
         "return set()",
-        "tests/downstream_tasks/test_setup.py::test_test_people_of_the_pretraining_are_known_by_id",
+        "tests/downstream_tasks/test_evaluation.py::test_test_people_of_the_pretraining_are_known_by_id",
         "evaluations know whom the encoder has seen",
     ),
     (
         "src/utils/person_ids.py",
         "return {name for name in ids if _hash(name) in known}",
         "return set(ids)",
-        "tests/downstream_tasks/test_setup.py::test_the_same_folder_with_other_people_is_other_people",
+        "tests/downstream_tasks/test_evaluation.py::test_the_same_folder_with_other_people_is_other_people",
         "people are known by id",
     ),
     (
@@ -2141,7 +2141,7 @@ ROWS = [
         "src/utils/yaml_config.py",
         'NOT_EMPTY = Limit("not empty", len)',
         'NOT_EMPTY = Limit("not empty", lambda grid: True)',
-        "tests/downstream_tasks/test_tasks.py::test_values_that_no_evaluation_can_have",
+        "tests/downstream_tasks/test_config.py::test_values_that_no_evaluation_can_have",
         "a grid holds at least one value",
     ),
     (
@@ -2176,7 +2176,7 @@ ROWS = [
         "src/utils/yaml_config.py",
         "dict(reversed(beside))",
         "dict(beside)",
-        "tests/downstream_tasks/test_tasks.py::test_values_that_no_evaluation_can_have",
+        "tests/downstream_tasks/test_config.py::test_values_that_no_evaluation_can_have",
         "of equal names the first is proposed",
     ),
     (

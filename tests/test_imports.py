@@ -15,7 +15,7 @@ FLOORS = (  # each imports from those before it; rooms of one floor not from eac
     ("src.utils",),
     ("src.masks", "src.models", "src.datasets"),
     ("src.config",),
-    ("src.helper", "src.pretrain_state"),
+    ("src.helper", "src.pretrain_state", "src.pretrained"),
     ("src.monitors",),
     ("src.run_report",),
     ("src.train",),

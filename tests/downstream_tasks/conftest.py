@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from downstream_tasks.cohort import Cohort
+from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.config import DownstreamConfig, task_from_dict
 from downstream_tasks.finetune_state import LATEST, seed_folder
-from downstream_tasks.pretrained import load_pretrained
-from downstream_tasks.tasks import DownstreamConfig, task_from_dict
 from src.config import config_from_dict
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
 from src.helper import init_model
+from src.pretrained.load import load_pretrained
 from src.utils.checkpoint import NETWORKS, load_checkpoint, network_state, save_checkpoint
 from tests.conftest import ROIS, make_data, tiny_config, train_here
 

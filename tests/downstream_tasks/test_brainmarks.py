@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_tasks.encoders import Pretrained, freeze
-from downstream_tasks.hub import BrainJEPAHub
 from src.datasets.clip_input import ClipInput
 from src.models.encoder_spec import EncoderSpec
 from src.models.vision_transformer import vit_base
+from src.pretrained.encoder import Pretrained, freeze
+from src.pretrained.hub import BrainJEPAHub
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "downstream_tasks" / "brainmarks_plugin"

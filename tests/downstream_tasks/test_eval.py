@@ -10,7 +10,7 @@ import yaml
 
 import downstream_eval
 from downstream_eval import build_parser, config_from_flags
-from downstream_tasks.pretrained import load_pretrained
+from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 

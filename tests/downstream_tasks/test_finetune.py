@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from downstream_tasks import engine_finetune, main_finetune
-from downstream_tasks.example_clips import ExampleClips
+from downstream_tasks.cohort.clips import ExampleClips
+from downstream_tasks.evaluation import prepare
 from downstream_tasks.finetune_state import BEST, seed_folder
 from downstream_tasks.models_vit import fine_tuned_model
-from downstream_tasks.pretrained import load_pretrained
-from downstream_tasks.setup import prepare
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
+from src.pretrained.load import load_pretrained
 from src.utils.distributed import Ranks
 from tests.conftest import FRAMES, ROIS
 from tests.downstream_tasks.conftest import CPU, Rehearsal, reference, stored_weights

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from downstream_tasks import main_finetune
+from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import make_criterion, make_optimizer, make_schedule
+from downstream_tasks.evaluation import prepare
 from downstream_tasks.finetune_state import BEST, Progress, seed_folder
-from downstream_tasks.models_vit import DownstreamViT
-from downstream_tasks.pretrained import load_pretrained
-from downstream_tasks.setup import prepare
-from downstream_tasks.tasks import DownstreamConfig
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
+from src.models.downstream_vit import DownstreamViT
+from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 from src.utils.schedulers import WarmupCosine
 from tests.downstream_tasks.conftest import CPU, Rehearsal

@@ -6,9 +6,10 @@ import torch
 from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay
 
-from downstream_tasks.models_vit import DownstreamViT, fine_tuned_model
-from downstream_tasks.pretrained import load_pretrained
+from downstream_tasks.models_vit import fine_tuned_model
+from src.models.downstream_vit import DownstreamViT
 from src.models.encoder_spec import EncoderSpec
+from src.pretrained.load import load_pretrained
 from src.utils.checkpoint import load_checkpoint
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import reference

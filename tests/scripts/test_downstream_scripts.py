@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from downstream_tasks.tasks import TASK_FOLDER, load_task
+from downstream_tasks.config import TASK_FOLDER, load_task
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE
 from src.datasets.clips import frames_needed
 from src.datasets.prepare.synthetic import write_synthetic
@@ -140,7 +140,14 @@ def test_results_become_one_table_with_the_published_numbers(rehearsal, names):
         results = rehearsal.results(name)
         folders.append(rehearsal.output / results["task"] / results["protocol"])
     out = rehearsal.folder / f"joined{len(names)}"
-    command = [sys.executable, "scripts/compare_results.py", *map(str, folders), "--out", str(out)]
+    command = [
+        sys.executable,
+        "downstream_eval.py",
+        "compare",
+        *map(str, folders),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == out.with_suffix(".md").read_text()

@@ -20,8 +20,8 @@ from brainmarks.models.base import Embeddings
 from brainmarks.models.registry import register_model
 from torch import Tensor, nn
 
-from downstream_tasks.pretrained import load_pretrained
 from src.datasets.clip_input import ClipInput
+from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 
 CHECKPOINT_VARIABLE = "BRAIN_JEPA_CHECKPOINT"

@@ -1,0 +1,1 @@
+"""Labelled examples, their splits, their clips, and the problem posed."""

@@ -1,0 +1,119 @@
+"""The clips of labelled examples, as the model sees them."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.config import DataConfig
+from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
+from src.datasets.fmri import FMRIDataset
+from src.datasets.folder.format import SERIES_FILE
+from src.pretrained.encoder import Pretrained
+
+
+def task_clip_input(data: DataConfig, pretrained: Pretrained) -> ClipInput:
+    """How runs become clips: as the task says, else as in pretraining, else by the defaults."""
+    stride = data.stride
+    if stride is None and data.downsample is not None:
+        stride = DOWNSAMPLE_STRIDE if data.downsample else 1
+    return pretrained.clip_input.changed(
+        normalization=None if data.normalization == "checkpoint" else data.normalization,
+        stride=None if data.target_tr is not None else stride,
+        target_tr=data.target_tr,
+        short_runs=data.short_runs,
+        bad_rois=data.bad_rois,
+    ).completed()
+
+
+class ExampleClips(Dataset):
+    """Normalised clips ``[1, R, T]`` of the examples of a cohort.
+
+    ``clips[i]`` (or ``clips[i, epoch]``) is a dict of ``fmri``, ``example`` (its number in the
+    cohort) and ``item`` (i). Item ``e * k + j`` is clip j of the e-th of ``examples``. An example
+    that has a start frame of its own (an event) has one clip, whatever ``clips`` says.
+
+    Args:
+        examples: numbers of the examples wanted; by default all.
+        clips: k clips spread evenly over a run, or "random" for training.
+        seed: of random starts.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        data: DataConfig,
+        pretrained: Pretrained,
+        clips: int | str = 1,
+        examples: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        everyone = np.arange(len(cohort.y))
+        self.examples = everyone if examples is None else np.asarray(examples)
+        chosen = cohort.examples.iloc[self.examples]
+        self.starts = chosen["start"].to_numpy()
+        self.has_events = bool((self.starts >= 0).any())
+        self.clips = 1 if self.has_events else clips
+        rows, self._position = np.unique(chosen["row"].to_numpy(), return_inverse=True)
+        self.dataset = FMRIDataset(
+            data.data_path, rows, task_clip_input(data, pretrained), clips=self.clips, seed=seed
+        )
+        self.per_example = self.dataset.clips_per_run
+
+    def __len__(self) -> int:
+        return len(self.examples) * self.per_example
+
+    @property
+    def example_of_item(self) -> np.ndarray:
+        """Number in the cohort of the example of each item, ``[len(self)]``."""
+        return np.repeat(self.examples, self.per_example)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        i, epoch = item if isinstance(item, tuple) else (item, 0)
+        e, clip = divmod(int(i), self.per_example)
+        run = int(self._position[e])
+        if self.starts[e] >= 0:
+            fmri = self.dataset.clip(run, int(self.starts[e]))
+        else:
+            fmri = self.dataset[run * self.per_example + clip, epoch]["fmri"]
+        return {"fmri": fmri, "example": int(self.examples[e]), "item": int(i)}
+
+    def identity(self) -> dict[str, Any]:
+        """What the clips depend on, as plain values: the key of features made from them.
+
+        Of the data it holds what the table says of the runs (it may be edited: a TR, a bad ROI) and
+        size and time of the file of series, not its 35 GB.
+        """
+        folder, dataset = self.dataset.folder, self.dataset
+        rows = dataset.rows
+        bad = np.array([np.packbits(folder.bad_roi_mask(row)) for row in rows])
+        file = (folder.path / SERIES_FILE).stat()
+        clip_input = dataset.clip_input
+        stats = clip_input.stats or {}
+        return {
+            "run_order": folder.description["run_order"],
+            "series_bytes": file.st_size,
+            "series_written": file.st_mtime_ns,
+            "runs_and_starts": _digest(dataset.rows[self._position], self.starts),
+            "runs": _digest(
+                folder.frames[rows],
+                folder.offsets[rows],
+                folder.runs["tr"].to_numpy(np.float64)[rows],
+                bad,
+            ),
+            "crop_size": [dataset.n_rois, dataset.num_frames],
+            "sampling": clip_input.sampling,
+            "normalization": clip_input.normalization,
+            "stats": _digest(*(np.asarray(stats[name]) for name in sorted(stats))),
+            "clips": self.per_example,
+        }
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

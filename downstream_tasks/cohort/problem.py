@@ -1,0 +1,77 @@
+"""One run of an evaluation: who is in which part, what is predicted, what picks a setting."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.splits import Split
+from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
+from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from src.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Target:
+    """What heads are trained on.
+
+    Attributes:
+        y: ``[n_examples]`` class numbers, or targets z-scored on training statistics.
+        mean, scale: of the training people, in the target's unit (0 and 1 for classes).
+        n_classes: 0 for regression.
+    """
+
+    y: np.ndarray
+    mean: float = 0.0
+    scale: float = 1.0
+    n_classes: int = 0
+
+    def normalise(self, y: np.ndarray) -> np.ndarray:
+        """Targets in their own unit as heads see them; class numbers as they are."""
+        return y if self.n_classes else (y - self.mean) / self.scale
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One run of an evaluation: who is in which part, what to predict, what picks a setting."""
+
+    cohort: Cohort
+    split: Split
+    target: Target
+    metric: str
+    seed: int
+
+
+def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
+    """Class numbers, or the target z-scored on the training units (method 7)."""
+    if cohort.is_classification:
+        counts = np.bincount(cohort.y[split.train], minlength=len(cohort.classes))
+        if not counts.all():
+            raise UserError(
+                f"no training person is in class '{cohort.classes[int(counts.argmin())]}'; "
+                "draw another split (split.source: random, or another split.seed)."
+            )
+        return Target(cohort.y, n_classes=len(cohort.classes))
+    if not normalise:
+        return Target(cohort.y)
+    _, _, y = cohort.unit_mean(np.zeros(len(split.train)), split.train)
+    mean, scale = float(y.mean()), float(y.std())
+    if scale == 0:
+        raise UserError(f"all training people have the same target, {mean:g}; draw another split.")
+    return Target((cohort.y - mean) / scale, mean, scale)
+
+
+def class_weights(y_train: np.ndarray, n_classes: int) -> np.ndarray:
+    """Weight of each class, ``[C]``: inverse to its frequency, mean 1 over the examples."""
+    counts = np.bincount(y_train, minlength=n_classes)
+    return len(y_train) / (n_classes * np.maximum(counts, 1))
+
+
+def validation_score(scores: np.ndarray, examples: np.ndarray, problem: Problem) -> float:
+    """The problem's metric over the units of ``examples`` (which may repeat); NaN becomes worst."""
+    _, pooled, y = problem.cohort.unit_mean(scores, examples)
+    run = ScoredRun(problem.target.normalise(y), pooled, np.arange(len(y)))
+    value = float(weighted_metrics(run, np.ones((1, len(y))))[problem.metric][0])
+    if np.isnan(value):
+        return np.inf if problem.metric in LOWER_IS_BETTER else -np.inf
+    return value

@@ -1,0 +1,362 @@
+"""A downstream task: every key of ``configs/downstream/*.yaml``, with defaults as in method 7.
+
+A task file names a data folder, a target column and what it is; a section per protocol may change
+its defaults. Later sources win: dataclass defaults, task file, ``--config`` file, flags.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from downstream_tasks.scoring.metrics import metric_names
+from src.datasets.normalization import Method
+from src.utils.errors import UserError, nearest
+from src.utils.yaml_config import (
+    NOT_EMPTY,
+    Count,
+    Grid,
+    Limit,
+    Natural,
+    NonNegative,
+    Positive,
+    Relation,
+    at_least,
+    check_relations,
+    from_dict,
+    merge,
+    nested,
+    plain,
+    read_yaml,
+)
+
+# YAML reads bare yes and no as true and false, which no table of people holds.
+Labels = Annotated[
+    tuple[Any, ...],
+    Limit(
+        "of text and numbers (yes and no in quotes, or YAML reads true and false)",
+        lambda labels: all(type(label) in (str, int, float) for label in labels),
+    ),
+]
+BelowOne = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
+
+TASK_FOLDER = Path("configs/downstream")
+
+Protocol = Literal[
+    "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "knn", "fingerprint"
+]
+Baseline = Literal[
+    "majority",  # majority class, or the mean of the target
+    "fc",  # functional connectivity of the whole run (event: scored patch), Fisher z
+    "fc_clips",  # the same of the clips the encoder sees
+    "roi_stats",  # mean and variance of each ROI (event: in the scored patch)
+    "log_sd",  # log standard deviation of each ROI (event: in the scored patch)
+    "raw_clip",  # every value of the clip the encoder sees
+    "patch_means",  # mean of each patch of that clip
+    "raw_patch",  # unit: event; every value of the scored patch
+    "patch_mean",  # unit: event; mean of each ROI in the scored patch
+    "random_weights",  # the same encoder, untrained
+    "time_permuted",  # the encoder on clips whose frames are shuffled in every ROI by itself
+    "held_constant",  # the encoder on clips in which every ROI keeps its mean value
+]
+
+
+@dataclass
+class DataConfig:
+    """Which people and runs, with which labels, cut into which clips."""
+
+    data_path: str = ""  # a data-set folder (src.datasets.folder)
+    target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
+    type: Literal["classification", "regression"] = "classification"
+    classes: Labels = ()  # labels in class order, the second is "positive"; empty: sorted
+    nb_classes: Count | None = None  # their number, checked against the data
+    ignore_labels: Labels = ()  # people with these labels are left out
+    unit: Literal["person", "run", "event"] = "person"  # what gets one score
+    runs: tuple[str, ...] = ()  # only these values of the column run; empty: all
+    disjoint: tuple[str, ...] = ("family_id",)  # columns no value of which may be in two parts
+    label_normalization: bool = True  # z-score regression targets on training people
+    normalization: Literal["checkpoint", Method] = (
+        "checkpoint"  # what pretraining used; zscore_sample if the file does not say
+    )
+    downsample: bool | None = None  # every third frame, or every one; unset: as in pretraining
+    stride: Count | None = None  # or every n-th frame
+    target_tr: Positive | None = None  # or resample every run to so many seconds
+    short_runs: Literal["error", "pad", "skip"] = "error"
+    bad_rois: Literal["exclude", "zero"] = "exclude"
+    delay_seconds: float = 5.0  # unit: event; from the onset to the scored patch
+    scored_patch: int = 0  # unit: event; place of the scored patch in the clip
+    gradient_csv_path: str | None = None  # unset: from the checkpoint
+    num_workers: Natural = 2
+
+
+@dataclass
+class SplitConfig:
+    """Who is in train, validation and test."""
+
+    source: Literal["folder", "random"] = "random"  # the folder's split column, or drawn
+    file: str | None = None  # a split_seed*.tsv of an earlier run
+    fractions: tuple[Positive, Positive, Positive] = (0.6, 0.2, 0.2)
+    seed: Natural = 0
+    resample: bool = False  # new people for every seed
+
+
+@dataclass
+class ModelConfig:
+    """The checkpoint. What it states need not be repeated here; a contradiction is an error."""
+
+    load_path: str | None = None  # file, or folder of a pretraining run
+    load_epoch: int | None = None  # with a folder: jepa-epN; unset: the latest
+    network: Literal["target_encoder", "encoder"] = "target_encoder"
+    model_name: str | None = None
+    num_heads: int | None = None  # for files of a width that no named size has
+    crop_size: tuple[int, int] | None = None
+    patch_size: int | None = None
+    pred_depth: int | None = None
+    pred_emb_dim: int | None = None
+    add_w: Literal["mapping", "origin", "anatomical"] | None = None
+    attn_mode: Literal["normal", "sdpa", "flash_attn"] = "sdpa"
+
+
+@dataclass
+class EvaluationConfig:
+    """How a protocol is scored."""
+
+    num_seed: Count = 5
+    seed: Natural = 0  # of the first run
+    clips: Count = 1  # evenly spread over a run, predictions averaged; 1 = the centre
+    level: Literal["pooled", "roi"] = "pooled"  # features: mean of all tokens, or of each ROI's
+    metric: str | None = None  # selects on validation, compared with FC; unset: by task type
+    n_bootstrap: Count = 1000
+    # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
+    # everyone the majority class); what is trained by gradient is unweighted, as published.
+    class_weights: Literal["none", "balanced"] | None = None
+    baselines: tuple[Baseline, ...] = (
+        "majority",
+        "fc",
+        "roi_stats",
+        "random_weights",
+        "time_permuted",
+        "held_constant",
+    )
+    encoder_batch_size: Count = 16  # clips per frozen forward pass
+    bfloat16: bool = False  # in frozen forward passes, where the device has it
+
+
+@dataclass
+class FineTuneConfig:
+    """End-to-end training (method 7)."""
+
+    batch_size: Count = 16
+    epochs: Count = 50
+    blr: float = 1e-3  # x batch / 256
+    min_lr: float = 1e-6
+    warmup_epochs: NonNegative = 0.0
+    weight_decay: float = 0.05
+    layer_decay: Annotated[float, Limit("above 0, at most 1", lambda x: 0 < x <= 1)] = 0.75
+    drop_path: BelowOne = 0.1
+    smoothing: BelowOne = 0.0
+    accumulation_steps: Count = 1
+    clip_grad: float | None = None
+    gradient_checkpointing: bool = False
+    use_bfloat16: bool = True
+    class_weights: bool | None = None  # unset, here and below: evaluation.class_weights
+
+
+@dataclass
+class LinearProbeConfig:
+    """LARS on frozen pooled features (method 7); all combinations train in one pass."""
+
+    batch_size: Count = 64
+    epochs: Count = 50
+    blr: Grid = (0.01, 1.0, 10.0, 100.0, 300.0)  # x batch / 256; published: 0.01
+    weight_decay: Annotated[tuple[NonNegative, ...], NOT_EMPTY] = (0.0, 1e-4, 1e-2)  # published: 0
+    min_lr: float = 0.0
+    warmup_epochs: NonNegative = 0.0
+    smoothing: BelowOne = 0.0
+    class_weights: bool | None = None
+
+
+@dataclass
+class AttentiveProbeConfig:
+    """One learned query over all frozen tokens, AdamW."""
+
+    batch_size: Count = 32
+    epochs: Count = 20
+    lr: Grid = (1e-4, 3e-4, 1e-3)  # all trained in one pass over the tokens
+    weight_decay: float = 0.05
+    warmup_epochs: NonNegative = 2.0
+    num_heads: int | None = None  # unset: one head per 64 dimensions
+    smoothing: BelowOne = 0.0
+    class_weights: bool | None = None
+
+
+@dataclass
+class HeadsConfig:
+    """scikit-learn heads on pooled features: grids and how a value is picked from them."""
+
+    selection: Literal["cv", "valid"] = "cv"  # inner cross-validation on train, or validation
+    folds: Annotated[int, at_least(2)] = 5
+    C: Grid = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
+    alpha: Grid = (1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
+    n_neighbors: Annotated[tuple[Count, ...], NOT_EMPTY] = (20, 10, 5, 3, 1)
+    max_components: Count = 2048  # wider features of larger cohorts are reduced to these
+    class_weights: bool | None = None
+
+
+@dataclass
+class FingerprintConfig:
+    """Identify a person across two runs."""
+
+    column: Literal["run", "session"] = "run"
+    pair: tuple[str, str] = ("01", "02")
+
+
+@dataclass
+class PublishedConfig:
+    """What the paper reports for this task (method 7), shown beside the results."""
+
+    accuracy: float | None = None
+    f1: float | None = None
+    mse: float | None = None
+    pearson: float | None = None
+
+
+@dataclass
+class DownstreamConfig:
+    """A task, a protocol and a checkpoint."""
+
+    name: str = "task"
+    protocol: Protocol = "fine_tune"
+    output_root: str = "output_dirs"
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    linear_probe: LinearProbeConfig = field(default_factory=LinearProbeConfig)
+    attentive_probe: AttentiveProbeConfig = field(default_factory=AttentiveProbeConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    fingerprint: FingerprintConfig = field(default_factory=FingerprintConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
+
+    @property
+    def metric(self) -> str:
+        """The metric that selects on validation and is compared with the FC baseline."""
+        default = "mse" if self.data.type == "regression" else "balanced_accuracy"
+        return self.evaluation.metric or default
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the runs."""
+        return range(self.evaluation.seed, self.evaluation.seed + self.evaluation.num_seed)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the results go: ``output_root/task/protocol``."""
+        return Path(self.output_root) / self.name / self.protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain types, as written to config.yaml."""
+        return plain(dataclasses.asdict(self))
+
+
+def load_task(
+    *sources: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    protocol_overrides: Mapping[str, Any] | None = None,
+) -> DownstreamConfig:
+    """Read task files (paths, or names of files in configs/downstream), later ones winning.
+
+    Args:
+        overrides: ``section.key`` (or a key of the top level) to a value; wins over the files.
+        protocol_overrides: the same for keys of the section of the protocol that is run; a single
+            number is a grid of one where that section has a grid.
+
+    Raises:
+        UserError: naming the file, the key, the value, what is allowed and the nearest key.
+    """
+    values: dict[str, Any] = {}
+    for source in sources:
+        path = task_path(source)
+        values = merge({"name": path.stem} | values, read_yaml(path))
+    where = " + ".join(str(task_path(source)) for source in sources) or "the flags"
+    for name, value in (overrides or {}).items():
+        values = merge(values, nested(name, value))
+    protocol = values.get("protocol", DownstreamConfig.protocol)
+    sections = {f.name: f.default_factory for f in dataclasses.fields(DownstreamConfig)}
+    for key, value in (protocol_overrides or {}).items():
+        default = getattr(sections[protocol](), key, None) if protocol in sections else None
+        if default is None:
+            raise UserError(f"--{key} means nothing to the protocol {protocol}; leave it out.")
+        grid = isinstance(default, tuple) and not isinstance(value, list | tuple)
+        values = merge(values, nested(f"{protocol}.{key}", [value] if grid else value))
+    return task_from_dict(values, where)
+
+
+def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
+    """Build and check a :class:`DownstreamConfig`; ``where`` names the source in messages."""
+    config = from_dict(DownstreamConfig, values, where)
+    if not config.data.data_path:
+        raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
+    if not config.data.target and config.protocol != "fingerprint":
+        raise UserError(f"{where}: data.target is missing: the column to predict.")
+    check_relations(config, _relations(config), where)
+    weights = config.evaluation.class_weights
+    for section in ("fine_tune", "linear_probe", "attentive_probe", "heads"):
+        values = getattr(config, section)
+        if values.class_weights is None:
+            follow_metric = section == "heads" and config.metric == "balanced_accuracy"
+            values.class_weights = weights == "balanced" if weights else follow_metric
+    return config
+
+
+def task_path(source: str | Path) -> Path:
+    """Path of a task file given as a path or as a name such as ``hca_sex``."""
+    path = Path(source)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    named = TASK_FOLDER / f"{path.name}.yaml"
+    if not named.is_file():
+        names = sorted(p.stem for p in TASK_FOLDER.glob("*.yaml"))
+        raise UserError(
+            f"no task '{source}': neither a file nor a name in {TASK_FOLDER}."
+            f"{nearest(path.name, names)} Tasks: {', '.join(names)}."
+        )
+    return named
+
+
+def _relations(config: DownstreamConfig) -> Iterator[Relation]:
+    """What ties several keys; the limits of single ones stand beside them."""
+    data = config.data
+    needed_type = {"logistic": "classification", "ridge": "regression"}.get(config.protocol)
+    type_of_protocol = f"{needed_type} with protocol {config.protocol}"
+    yield Relation(needed_type in (None, data.type), "data.type", type_of_protocol)
+    yield Relation(
+        len({*map(str, data.classes)}) == len(data.classes), "data.classes", "each label once"
+    )
+    yield Relation(len(data.classes) != 1, "data.classes", "two labels or more")
+    fewest = 1 if data.type == "regression" else 2  # the release's regression scripts pass 1
+    yield Relation(
+        data.nb_classes is None or data.nb_classes >= fewest, "data.nb_classes", f">= {fewest}"
+    )
+    given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
+    first, last = (given[0], given[-1]) if given else ("", "stride")
+    yield Relation(len(given) < 2, f"data.{last}", f"unset beside {first}")
+    metrics = metric_names(data.type, len(data.classes) or data.nb_classes or 2)
+    yield Relation(
+        config.metric in metrics,
+        "evaluation.metric",
+        f"{', '.join(metrics)}{nearest(config.metric, metrics).rstrip('.')}",
+    )
+    misplaced = {"raw_patch", "patch_mean"} & {*config.evaluation.baselines}
+    yield Relation(
+        data.unit == "event" or not misplaced,
+        "evaluation.baselines",
+        "raw_patch and patch_mean of events only",
+    )
+    for name in ("fine_tune", "linear_probe", "attentive_probe"):
+        section = getattr(config, name)
+        yield Relation(
+            section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", "0 to epochs"
+        )

@@ -1,0 +1,211 @@
+"""What every protocol begins with: checkpoint, labelled people, checked splits, targets."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from downstream_tasks.cohort.clips import ExampleClips, task_clip_input
+from downstream_tasks.cohort.examples import Cohort, load_cohort
+from downstream_tasks.cohort.problem import Problem, make_target
+from downstream_tasks.cohort.splits import assert_disjoint, load_split, make_splits, split_path
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.scoring.metrics import metric_names
+from src.datasets.folder import DataFolder
+from src.pretrained.encoder import Pretrained
+from src.pretrained.load import load_pretrained
+from src.utils.errors import UserError
+from src.utils.person_ids import known_ids
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task ready to be evaluated: one problem per seed.
+
+    ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, by their
+    ids; ``None`` where the checkpoint does not say.
+    """
+
+    config: DownstreamConfig
+    pretrained: Pretrained
+    folder: DataFolder
+    cohort: Cohort
+    problems: Sequence[Problem]
+    pretrained_on: int | None = None
+
+
+def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
+    """The checkpoint and the data folder, whose ROIs must agree.
+
+    Raises:
+        UserError: on either that cannot be read, a contradiction, or ROIs in another order.
+    """
+    model = config.model
+    if model.load_path is None:
+        raise UserError("model.load_path (--load_path) is missing: the checkpoint to evaluate.")
+    pretrained = load_pretrained(
+        model.load_path,
+        which=model.network,
+        load_epoch=model.load_epoch,
+        model_name=model.model_name,
+        num_heads=model.num_heads,
+        crop_size=model.crop_size,
+        patch_size=model.patch_size,
+        pred_depth=model.pred_depth,
+        pred_emb_dim=model.pred_emb_dim,
+        add_w=model.add_w,
+        gradient_csv_path=config.data.gradient_csv_path,
+        attn_mode=model.attn_mode,
+    )
+    folder = DataFolder(config.data.data_path)
+    pretrained.check_folder(folder)
+    _warn_about_input(config, pretrained)
+    if _training_people(config, pretrained) == "unknown":
+        logger.warning(
+            "%s was fine-tuned on people that it does not name: some may be test people here. "
+            "Give the split it was made with, if there is one: split.file.",
+            pretrained.path,
+        )
+    return pretrained, folder
+
+
+def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretrained) -> Cohort:
+    """The labelled people of ``folder``.
+
+    Raises:
+        UserError: as :func:`load_cohort`, and on a metric that their classes do not have.
+    """
+    clip_input = task_clip_input(config.data, pretrained)
+    cohort = load_cohort(folder, config.data, clip_input, pretrained.encoder_spec.patch_size)
+    allowed = metric_names(config.data.type, len(cohort.classes))
+    if config.metric not in allowed:
+        raise UserError(
+            f"evaluation.metric is {config.metric}, which {len(cohort.classes)} classes "
+            f"({', '.join(cohort.classes)}) do not have; allowed: {', '.join(allowed)}."
+        )
+    pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
+    return cohort
+
+
+def prepare(
+    config: DownstreamConfig, *, stored_splits: bool = False, write_splits: bool = True
+) -> Evaluation:
+    """Load everything; write the splits into the output folder unless ``write_splits`` is off.
+
+    With ``stored_splits`` they are those that an earlier run wrote there.
+
+    Raises:
+        UserError: as :func:`load_model`, :func:`load_people` and :func:`make_splits`, and if the
+            checkpoint was fine-tuned on test people.
+    """
+    pretrained, folder = load_model(config)
+    cohort = load_people(config, folder, pretrained)
+    if stored_splits:
+        splits = [load_split(split_path(config.output_dir, s), cohort) for s in config.seeds]
+        for split in splits:
+            assert_disjoint(cohort, split)
+    else:
+        target_folder = config.output_dir if write_splits else None
+        splits = make_splits(cohort, config.split, config.seeds, target_folder)
+    test_people = {person for split in splits for person in cohort.people[split.test]}
+    _check_unseen(pretrained, test_people)
+    seen = _people_of_pretraining(pretrained, test_people)
+    problems = [
+        Problem(
+            cohort,
+            split,
+            make_target(cohort, split, config.data.label_normalization),
+            config.metric,
+            seed,
+        )
+        for seed, split in zip(config.seeds, splits, strict=True)
+    ]
+    counts = {part: len(set(cohort.people[m])) for part, m in splits[0].parts().items()}
+    logger.info(
+        "%s: %d people, %d scored %ss; train %d, valid %d, test %d",
+        config.name,
+        cohort.summary()["n_people"],
+        len(cohort.units),
+        config.data.unit,
+        *counts.values(),
+    )
+    if seen:
+        logger.info(
+            "%d of %d test people have the id of someone that the encoder was pretrained on "
+            "(without labels): %s",
+            len(seen),
+            len(test_people),
+            ", ".join(sorted(seen)[:10]) + (", ..." if len(seen) > 10 else ""),
+        )
+    pretrained_on = None if seen is None else len(seen)
+    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on)
+
+
+def describe_checkpoint(
+    config: DownstreamConfig, pretrained: Pretrained, pretrained_on: int | None = None
+) -> dict[str, Any]:
+    """Weights, training people and input of the checkpoint, for ``results.json``."""
+    clip_input = task_clip_input(config.data, pretrained)
+    return {
+        "path": str(pretrained.path),
+        "kind": pretrained.kind,
+        "network": config.model.network,
+        "model_name": pretrained.encoder_spec.model_name,
+        **pretrained.encoder_spec.to_dict(),
+        "atlas": pretrained.atlas,
+        "training_people": _training_people(config, pretrained),
+        "test_people_in_pretraining": pretrained_on,
+        "normalization": clip_input.normalization,
+        "normalization_in_pretraining": pretrained.clip_input.normalization,
+        "sampling": clip_input.sampling,
+        "sampling_in_pretraining": pretrained.clip_input.sampling,
+    }
+
+
+def _warn_about_input(config: DownstreamConfig, pretrained: Pretrained) -> None:
+    """Say where the task's input is not what the encoder was trained with."""
+    here, there = task_clip_input(config.data, pretrained), pretrained.clip_input
+    differences = [
+        f"{name} is {value}, the checkpoint's is {known}"
+        for name, value, known in (
+            ("data.normalization", here.normalization, there.normalization),
+            ("sampling", here.sampling, there.sampling),
+        )
+        if known is not None and value != known
+    ]
+    if differences:
+        logger.warning("input unlike that of %s: %s", pretrained.path, "; ".join(differences))
+
+
+# --- training people of the checkpoint -----------------------------------------------------------
+
+
+def _training_people(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
+    """Where the training people of a fine-tuned checkpoint are listed; ``None`` for the others."""
+    if not pretrained.head:
+        return None
+    if pretrained.split is not None:
+        return "in the checkpoint"
+    # The release's files and exports name no one.
+    return "as split.file says" if config.split.file else "unknown"
+
+
+def _check_unseen(pretrained: Pretrained, test_people: set[str]) -> None:
+    """Refuse test people with whose labels the checkpoint was fine-tuned, or its epoch chosen."""
+    split = pretrained.split or {}
+    if seen := sorted(test_people & {*split.get("train", ()), *split.get("valid", ())}):
+        raise UserError(
+            f"{len(seen)} of {len(test_people)} test people are among the training and validation "
+            f"people that {pretrained.path} was fine-tuned with: {', '.join(seen[:10])}. Test on "
+            "its own test people by split.file (the split_seed*.tsv beside its seed folder), or "
+            "on a data set of other people."
+        )
+
+
+def _people_of_pretraining(pretrained: Pretrained, test_people: set[str]) -> set[str] | None:
+    """Test people whose ids are among those of the pretraining; ``None`` if it does not say."""
+    if pretrained.training_people is None:
+        return None
+    return known_ids(test_people, pretrained.training_people)

@@ -1,0 +1,87 @@
+"""Features without the model, and the controls: what any result has to be compared with.
+
+A feature function maps a series ``[R, T]`` to a vector. Runs are read one at a time, so memory
+holds the feature table and one run.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from src.datasets.connectivity import correlation
+
+# Correlations are held off 1, where the Fisher z is infinite: two copies of an ROI, short clips.
+_MAX_CORRELATION = 1 - 1e-6
+
+
+def functional_connectivity(series: np.ndarray) -> np.ndarray:
+    """Upper triangle of the ROI correlation matrix, Fisher z, ``[R (R - 1) / 2]``.
+
+    A constant ROI has no correlation; its entries are 0.
+    """
+    upper = correlation(series.astype(np.float64))[np.triu_indices(len(series), k=1)]
+    return np.arctanh(np.clip(upper, -_MAX_CORRELATION, _MAX_CORRELATION)).astype(np.float32)
+
+
+def roi_statistics(series: np.ndarray) -> np.ndarray:
+    """Mean and variance of each ROI, ``[2 R]``."""
+    series = np.asarray(series, dtype=np.float64)
+    return np.concatenate([series.mean(axis=1), series.var(axis=1)]).astype(np.float32)
+
+
+def log_roi_sd(series: np.ndarray) -> np.ndarray:
+    """Log standard deviation of each ROI, ``[R]``; a constant ROI gets the log of the smallest."""
+    sd = series.std(axis=1, dtype=np.float64)
+    least = sd[sd > 0].min(initial=np.inf)
+    return np.log(np.maximum(sd, least if np.isfinite(least) else 1.0)).astype(np.float32)
+
+
+def raw_values(series: np.ndarray) -> np.ndarray:
+    """The values themselves, ``[R T]``."""
+    return np.ascontiguousarray(series, dtype=np.float32).ravel()
+
+
+def patch_means(patch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Function giving the mean of each patch of ``patch_size`` frames, ``[R (T / patch_size)]``."""
+
+    def means(series: np.ndarray) -> np.ndarray:
+        rois, frames = series.shape
+        patches = series.reshape(rois, frames // patch_size, patch_size)
+        return patches.mean(axis=2, dtype=np.float64).astype(np.float32).ravel()
+
+    return means
+
+
+def feature_table(
+    items: Iterable[tuple[int, np.ndarray]],
+    features: Callable[[np.ndarray], np.ndarray],
+    n_examples: int,
+) -> np.ndarray:
+    """Mean feature vector of each example, float32 ``[n_examples, F]``.
+
+    ``items`` yields (example number, series ``[R, T]``), one or several per example, in any order.
+    """
+    table: np.ndarray | None = None
+    counts = np.zeros(n_examples, dtype=np.int64)
+    for example, series in items:
+        vector = features(series)
+        if table is None:
+            table = np.zeros((n_examples, len(vector)), dtype=np.float32)
+        table[example] += vector
+        counts[example] += 1
+    if table is None or not counts.all():
+        raise ValueError(f"{int((counts == 0).sum())} of {n_examples} examples have no series")
+    table /= counts[:, None]
+    return table
+
+
+# --- controls: what the encoder is shown in place of the clip ------------------------------------
+
+
+# --- no features at all --------------------------------------------------------------------------
+
+
+def majority_scores(y_train: np.ndarray, n_classes: int, n_examples: int) -> np.ndarray:
+    """Class frequencies of the training examples as everyone's probabilities, ``[n, C]``."""
+    frequency = np.bincount(y_train, minlength=n_classes) / len(y_train)
+    return np.tile(frequency, (n_examples, 1))

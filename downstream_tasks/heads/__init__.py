@@ -1,0 +1,1 @@
+"""Heads: what is trained on features to give scores."""

@@ -1,0 +1,68 @@
+"""What a fitted head gives: scores of every example, and the head itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from scipy.special import expit, softmax
+
+_CHUNK = 1024  # examples
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A fitted linear head on the features as given: standardisation is folded in.
+
+    ``weight`` ``[C, F]`` and ``bias`` ``[C]``; C is 1 for regression and for the log odds of the
+    second of two classes.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def scores(self, features: np.ndarray, n_classes: int) -> np.ndarray:
+        """Probabilities ``[n, C]``, or predictions ``[n]`` (z-scored) if ``n_classes`` is 0."""
+        raw = np.empty((len(features), len(self.weight)))
+        for start in range(0, len(features), _CHUNK):  # a copy in float64 of a part at a time
+            part = slice(start, start + _CHUNK)
+            raw[part] = features[part].astype(np.float64) @ self.weight.T + self.bias
+        if n_classes == 0:
+            return raw[:, 0]
+        if raw.shape[1] == 1:
+            positive = expit(raw)
+            return np.hstack([1 - positive, positive])
+        return softmax(raw, axis=1)
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """One fitted head.
+
+    Attributes:
+        scores: of *every* example, ``[n, C]`` probabilities or ``[n]`` z-scored predictions.
+        chosen: hyper-parameters (and epoch) picked without the test people.
+        history: one row per epoch of the chosen setting, for heads that are trained.
+        linear: the head itself, if it is a linear map of the features.
+        weights: its parameters by name, if it is something else that was trained.
+    """
+
+    scores: np.ndarray
+    chosen: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
+    linear: LinearMap | None = None
+    weights: dict[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a representation, a head, and what it gave in every run.
+
+    ``results`` has one entry per problem (seed). Scores of examples outside the test part are not
+    looked at and may be NaN.
+    """
+
+    name: str
+    head: str
+    kind: Literal["model", "baseline", "control"]
+    results: Sequence[HeadResult]

@@ -1,0 +1,1 @@
+"""The result folder: results, tables, figures, and the comparison of folders."""

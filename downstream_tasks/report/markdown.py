@@ -1,0 +1,227 @@
+"""`results.md`: the table of a result folder in words and numbers, from what results.json holds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+
+RESULTS_FILE = "results.json"
+RESULTS_FORMAT = 1
+
+_SAME = 1e-9  # an SD below it is rounding: a head without a random start, on one split
+
+METRIC_TITLES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "f1_macro": "Macro F1",
+    "f1": "F1",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "mse": "MSE (z)",
+    "mae": "MAE (z)",
+    "r2": "R2",
+    "pearson": "Pearson r",
+    "spearman": "Spearman r",
+    "mse_raw": "MSE",
+    "mae_raw": "MAE",
+    "identification": "Identified",
+    "forward": "Forward",
+    "backward": "Backward",
+}
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """The text of ``results.md``."""
+    results = _in_its_own_unit(results)
+    metric = results["main_metric"]
+    parts = [
+        f"# {results['task']}: {results['protocol']}",
+        _describe_data(results),
+        markdown_table(*_result_columns(results)),
+        _legend(results),
+    ]
+    if sentence := _verdict(results):
+        parts.append(sentence)
+    if results["published"]:
+        values = ", ".join(f"{METRIC_TITLES[m]} {v:g}" for m, v in results["published"].items())
+        parts.append(
+            f"Published for this task (method 7; fine-tuned ViT-B, the authors' data and splits): "
+            f"{values}. Numbers from other people, splits or synthetic data are not comparable."
+        )
+    if confusion := _confusion(results):
+        parts.append(confusion)
+    if settings := [text for line in results["rows"] if (text := _chosen(line))]:
+        parts.append(f"Settings picked without the test people, by {METRIC_TITLES[metric]}:")
+        parts.append("\n".join(settings))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A markdown table with columns wide enough to be read as text too."""
+    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
+
+    def join(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([join(header), rule, *(join(line) for line in lines)])
+
+
+def mean_sd_text(mean: float | None, sd: float | None) -> str:
+    """``0.812 (0.020)``, the SD only where runs differ; ``n/a`` where undefined."""
+    if _undefined(mean):
+        return "n/a"
+    return f"{mean:.3f}" if _undefined(sd) or sd < _SAME else f"{mean:.3f} ({sd:.3f})"
+
+
+def interval_text(bounds: Sequence[float | None]) -> str:
+    """``0.75 to 0.86``."""
+    return "n/a" if any(map(_undefined, bounds)) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _in_its_own_unit(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the columns in z where the target was not z-scored.
+
+    With ``label_normalization: false`` errors are in the target's own unit, under both names.
+    """
+    of_z = {"mse": "mse_raw", "mae": "mae_raw"}
+    means = [line["mean"] for line in results["rows"]]
+    if results["type"] != "regression" or any(mean["mse"] != mean["mse_raw"] for mean in means):
+        return results
+    return {
+        **results,
+        "metrics": [metric for metric in results["metrics"] if metric not in of_z],
+        "main_metric": of_z.get(results["main_metric"], results["main_metric"]),
+    }
+
+
+def _result_columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    metric = results["main_metric"]
+    shown = [metric, *(m for m in results["metrics"] if m != metric)]
+    with_fc = any("versus_fc" in line for line in results["rows"])
+    with_test = with_fc and results["resampled_splits"]
+    header = ["Method", "Head", METRIC_TITLES[metric], "95 % interval"]
+    header += [METRIC_TITLES[m] for m in shown[1:]]
+    header += ["Difference from FC"] if with_fc else []
+    header += ["p"] if with_test else []
+    lines = []
+    for line in results["rows"]:
+        cells = [line["name"], line["head"], mean_sd_text(line["mean"][metric], line["sd"][metric])]
+        cells.append(interval_text(line["interval"][metric]))
+        cells += [mean_sd_text(line["mean"][m], line["sd"][m]) for m in shown[1:]]
+        versus = line.get("versus_fc")
+        if with_fc:
+            cells.append(
+                f"{versus['difference']:+.3f} ({interval_text(versus['interval'])})"
+                if versus and not _undefined(versus["difference"])
+                else ""
+            )
+        if with_test:
+            cells.append("" if not versus or _undefined(versus["p"]) else f"{versus['p']:.3f}")
+        lines.append(cells)
+    return header, lines
+
+
+def _describe_data(results: Mapping[str, Any]) -> str:
+    cohort = results["cohort"]
+    who = f"{cohort['n_people']} people, {cohort['n_units']} scored {results['unit']}s"
+    if "class_counts" in cohort:
+        who += " (" + ", ".join(f"{k} {n}" for k, n in cohort["class_counts"].items()) + ")"
+    elif "target_mean" in cohort:
+        who += f" ({results['target']}: mean {cohort['target_mean']:.4g}, "
+        who += f"SD {cohort['target_sd']:.4g})"
+    text = [who + "."]
+    if results["splits"]:
+        first, n = results["splits"][0], len(results["splits"])
+        text.append(
+            f"{first['train']} people train, {first['valid']} choose settings, {first['test']} are "
+            f"tested on; {n} run{'s' if n > 1 else ''}"
+            + (", each with new people." if results["resampled_splits"] else " on one split.")
+        )
+    for reason, left_out in cohort["dropped"].items():
+        text.append(f"Left out, {reason}: {left_out['n']}.")
+    text.append(f"Model: {results['checkpoint'].get('path', 'none')}.")
+    return " ".join(text)
+
+
+def _legend(results: Mapping[str, Any]) -> str:
+    text = (
+        "Mean over runs (SD where they differ). The interval is a bootstrap over people: what "
+        "other people of this population might give, not what other training people would."
+    )
+    if any("versus_fc" in line for line in results["rows"]):
+        text += (
+            f" Difference from FC: in {METRIC_TITLES[results['main_metric']]}, with its paired "
+            "bootstrap interval."
+        )
+    if results["resampled_splits"]:
+        text += " p: corrected resampled t-test over the runs."
+    if any(_undefined(value) for line in results["rows"] for value in line["mean"].values()):
+        text += " n/a: not defined, such as the correlation of a constant."
+    return text
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """Whether the model beats everything that needs no pretraining, and FC, cautiously."""
+    metric = results["main_metric"]
+    name, sign = METRIC_TITLES[metric], -1 if metric in LOWER_IS_BETTER else 1
+    models = [line for line in results["rows"] if line["kind"] == "model"]
+    baselines = [
+        line
+        for line in results["rows"]
+        if line["kind"] == "baseline" and not _undefined(line["mean"][metric])
+    ]
+    if not models or not baselines or _undefined(models[0]["mean"][metric]):
+        return ""
+    model, best = models[0], max(baselines, key=lambda line: sign * line["mean"][metric])
+    difference = model["mean"][metric] - best["mean"][metric]
+    gain, sentences = sign * difference, []
+    versus = model.get("versus_fc")
+    if not versus or "versus_fc" in best:  # of FC itself there is the paired interval
+        place = "ahead of" if gain > 0 else "behind" if gain < 0 else "level with"
+        sentences.append(
+            f"The model is **{place} the best row without a trained encoder**, {best['name']} "
+            f"({best['head']}): {name} {model['mean'][metric]:.3f} against "
+            f"{best['mean'][metric]:.3f}, a difference of {difference:+.3f}. It has no interval "
+            "of its own: read it beside those of the two rows."
+        )
+    if versus and not any(map(_undefined, versus["interval"])):
+        low, high = sorted(sign * bound for bound in versus["interval"])
+        finding = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+        fc = "plain functional connectivity"
+        if results["unit"] == "event":
+            fc = "connectivity within the event's patch"
+        if "versus_fc" not in best:
+            fc += ", the best row without a trained encoder"
+        sentences.append(
+            f"On these people the model is **{finding}** {fc} ({name} {versus['difference']:+.3f}, "
+            f"{interval_text(versus['interval'])}, paired)."
+        )
+    return " ".join(sentences)
+
+
+def _confusion(results: Mapping[str, Any]) -> str:
+    line = results["rows"][0]
+    tables = [run["confusion"] for run in line["runs"] if "confusion" in run]
+    if not tables:
+        return ""
+    classes = results["classes"]
+    n = range(len(classes))
+    total = [[sum(table[i][j] for table in tables) for j in n] for i in n]
+    header = [f"{line['name']}: true", *(f"called {label}" for label in classes)]
+    lines = [[label, *map(str, counts)] for label, counts in zip(classes, total, strict=True)]
+    return "Confusion matrix, all runs together:\n\n" + markdown_table(header, lines)
+
+
+def _chosen(line: Mapping[str, Any]) -> str:
+    runs = [run["chosen"] for run in line["runs"] if run.get("chosen")]
+    texts = [", ".join(f"{k} {_short(v)}" for k, v in chosen.items()) for chosen in runs]
+    return f"- {line['name']} ({line['head']}): {'; '.join(texts)}" if texts else ""
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _undefined(value: float | None) -> bool:
+    return value is None or value != value

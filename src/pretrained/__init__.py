@@ -1,0 +1,1 @@
+"""Checkpoints of every kind as encoders with their provenance; export to a hub's layout."""

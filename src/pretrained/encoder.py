@@ -1,0 +1,131 @@
+"""An encoder together with what its checkpoint states: its input, ROIs and training people."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..datasets.clip_input import ClipInput
+from ..datasets.fmri import FMRIDataset
+from ..datasets.folder import DataFolder
+from ..datasets.input_profile import InputProfile, input_mismatch
+from ..models.encoder_spec import EncoderSpec
+from ..models.vision_transformer import VisionTransformer
+from ..utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["pretraining", "release", "fine_tuned", "fine_tuned_release", "hub"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen encoder and what its file says about the data it expects.
+
+    Attributes:
+        encoder: in evaluation mode, without gradients.
+        encoder_spec: what it is built of.
+        kind: which sort of file it came from; ``release`` files hold weights only.
+        roi_labels, atlas: the ROIs in their order; ``None`` where the file does not say.
+        clip_input: how runs became clips in training, as far as the file says.
+        input_profile: what these clips looked like, ``None`` where the file does not say.
+        attn_mode: attention kernel of ``encoder`` and of copies of it.
+        head: ``fc_norm.*`` and ``head.*`` of a fine-tuned file, else empty.
+        task: what a fine-tuned file of this project says of its task, else ``None``.
+        split: part -> ids of its people, of the same files; an export leaves it out.
+        training_people: hashes (:func:`src.utils.person_ids.hash_ids`) of the people it was
+            pretrained on, ``None`` where the file does not say.
+    """
+
+    encoder: VisionTransformer
+    encoder_spec: EncoderSpec
+    kind: Kind
+    path: Path
+    clip_input: ClipInput
+    roi_labels: tuple[str, ...] | None = None
+    atlas: str | None = None
+    input_profile: InputProfile | None = None
+    attn_mode: str = "sdpa"
+    head: dict[str, Tensor] = field(default_factory=dict)
+    task: dict[str, Any] | None = None
+    split: dict[str, list[str]] | None = None
+    training_people: Tensor | None = None
+
+    @property
+    def gradients(self) -> Tensor | None:
+        """``[R, G]`` gradients or centroids, ``None`` for ``add_w: origin``."""
+        stored = self.encoder.gradient_pos_embed
+        return None if stored is None else stored[0]
+
+    def provenance(self) -> dict[str, Any]:
+        """All but the weights, in plain types and tensors: what files made from this one keep."""
+        return {
+            "encoder_spec": self.encoder_spec.to_dict(),
+            "roi_labels": None if self.roi_labels is None else list(self.roi_labels),
+            "atlas": self.atlas,
+            **self.clip_input.to_state(),
+            "input_profile": None if self.input_profile is None else self.input_profile.to_dict(),
+            "training_people": self.training_people,
+        }
+
+    def trainable_copy(
+        self, *, drop_path_rate: float = 0.0, gradient_checkpointing: bool = False
+    ) -> VisionTransformer:
+        """The same encoder, to be trained on."""
+        encoder = self.encoder_spec.build(
+            self.gradients,
+            attn_mode=self.attn_mode,
+            drop_path_rate=drop_path_rate,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        encoder.load_state_dict(self.encoder.state_dict(), strict=True)
+        return encoder
+
+    def untrained(self, seed: int) -> VisionTransformer:
+        """An encoder of this shape with the random weights of ``seed``, frozen."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return freeze(self.encoder_spec.build(self.gradients, attn_mode=self.attn_mode))
+
+    def check_folder(self, folder: DataFolder) -> None:
+        """Raise :class:`UserError` unless the folder's ROIs are those of the checkpoint, in order.
+
+        Where the checkpoint has no labels (the release's have none) only their number is compared.
+        """
+        rois = self.encoder_spec.crop_size[0]
+        if folder.n_rois != rois:
+            raise UserError(
+                f"{folder.path} has {folder.n_rois} ROIs ({folder.atlas}), the checkpoint "
+                f"{self.path} was trained on {rois}{f' ({self.atlas})' if self.atlas else ''}. "
+                "Prepare the data with the atlas of the checkpoint."
+            )
+        for number, (here, there) in enumerate(
+            zip(folder.roi_labels, self.roi_labels or folder.roi_labels, strict=True), start=1
+        ):
+            if here != there:
+                raise UserError(
+                    f"ROI {number} is '{here}' in {folder.path} and '{there}' in the checkpoint "
+                    f"{self.path}: the order of ROIs, or the atlas, differs. Write the data "
+                    "with the ROIs in the checkpoint's order."
+                )
+
+    def warn_about_clips(self, dataset: FMRIDataset) -> None:
+        """Log a warning if its clips are unlike those the encoder was trained on (method 7)."""
+        if self.input_profile is None:
+            return
+        if found := input_mismatch(self.input_profile, InputProfile.from_dataset(dataset)):
+            logger.warning(
+                "clips of %s are unlike those that %s was trained on: %s. Its features may say "
+                "little about them.",
+                dataset.folder.path,
+                self.path,
+                "; ".join(found),
+            )
+
+
+def freeze(encoder: VisionTransformer) -> VisionTransformer:
+    """Evaluation mode, no gradients."""
+    return encoder.eval().requires_grad_(False)

@@ -1,0 +1,208 @@
+"""Read any checkpoint with an encoder in it: ours, the release's, fine-tuned ones of both.
+
+Ours are self-contained. The release's hold weights only; what cannot be read off the shapes of the
+weights (attention heads, the gradients) comes from flags. A flag that contradicts the file is an
+error, so what a file states need not be repeated and cannot be got wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..datasets.roi_features import load_gradients
+from ..models.encoder_spec import EncoderSpec
+from ..models.pos_embed import GRADIENTS
+from ..models.vision_transformer import SIZES
+from ..utils.checkpoint import (
+    PREFIX,
+    find_checkpoint,
+    load_checkpoint,
+    load_network,
+)
+from ..utils.errors import UserError, nearest
+from .encoder import Pretrained, freeze
+from .file_kinds import (
+    _FINE_TUNED_PREFIX,
+    _encoder_weights,
+    _read_off_weights,
+    _stated_input,
+    _stated_spec,
+    _training_people,
+)
+from .hub import is_hub_folder, read_hub_folder
+
+_GRADIENT_TOLERANCE = 1e-6
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    which: str = "target_encoder",
+    load_epoch: int | None = None,
+    model_name: str | None = None,
+    num_heads: int | None = None,
+    crop_size: Sequence[int] | None = None,
+    patch_size: int | None = None,
+    pred_depth: int | None = None,
+    pred_emb_dim: int | None = None,
+    add_w: str | None = None,
+    gradient_csv_path: str | Path | None = None,
+    attn_mode: str = "sdpa",
+) -> Pretrained:
+    """Load the encoder of a checkpoint file, of a pretraining run's folder, or of an export.
+
+    Args:
+        which: ``target_encoder`` or ``encoder``; a fine-tuned file has one only.
+        load_epoch: in a folder, ``<tag>-ep<N>.pth.tar`` in place of ``<tag>-latest.pth.tar``.
+        gradient_csv_path: gradients or centroids, for files that do not hold them.
+        attn_mode: of the encoder built; it changes speed, not results.
+        model_name, num_heads, crop_size, patch_size, pred_depth, pred_emb_dim, add_w: what the
+            caller believes; compared with the file, and used only where that does not say.
+
+    Raises:
+        UserError: on a file that cannot be read or holds no encoder, on a contradiction, and where
+            neither file nor flags say what is needed.
+    """
+    path = Path(path)
+    if is_hub_folder(path):
+        state = read_hub_folder(path)
+    else:
+        path = find_checkpoint(path, load_epoch)
+        state = load_checkpoint(path)
+    kind, weights = _encoder_weights(state, which, path)
+    known = _read_off_weights(weights, path) | _stated_spec(state, kind, path)
+    flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
+    for name, value in flags.items():
+        _compare(name, value, known[name], path)
+    known["num_heads"] = _choose_heads(known, model_name, num_heads, path)
+    _compare_predictor(state, pred_depth, pred_emb_dim, path)
+    n_components = known.pop("n_components")
+    spec = EncoderSpec(**known)
+    provenance = state.get("provenance", state)
+    labels = provenance.get("roi_labels")
+    gradients = _choose_gradients(
+        weights.get(GRADIENTS), gradient_csv_path, spec, n_components, labels, path
+    )
+    encoder = spec.build(gradients, attn_mode=attn_mode)
+    may_lack = (GRADIENTS,) if kind in ("release", "fine_tuned_release") else ()
+    load_network(encoder, weights, path, "encoder", may_lack)
+    return Pretrained(
+        encoder=freeze(encoder),
+        encoder_spec=spec,
+        kind=kind,
+        path=path,
+        roi_labels=None if labels is None else tuple(labels),
+        atlas=provenance.get("atlas"),
+        **_stated_input(state, provenance, kind, spec.crop_size, path),
+        attn_mode=attn_mode,
+        head={
+            name: value
+            for name, value in state.get("model", {}).items()
+            if not name.startswith(_FINE_TUNED_PREFIX)
+        },
+        task=state.get("task"),
+        split=state.get("split"),
+        training_people=_training_people(provenance),
+    )
+
+
+# --- what is in the file -------------------------------------------------------------------------
+
+
+# --- flags against the file ----------------------------------------------------------------------
+
+
+def _compare(name: str, flag: Any, known: Any, path: Path) -> None:
+    if flag is not None and flag != known:
+        raise UserError(
+            f"{name} is {flag} by flag or config, but the checkpoint {path} has {known}. "
+            "Leave it out: it is read from the checkpoint."
+        )
+
+
+def _choose_heads(
+    known: Mapping[str, Any], model_name: str | None, num_heads: int | None, path: Path
+) -> int:
+    """Heads of the file, of ``model_name``, of the flag, or of the only size of that width."""
+    stated = known["num_heads"]
+    if model_name is not None:
+        if model_name not in SIZES:
+            raise UserError(
+                f"model_name is '{model_name}'; allowed: {', '.join(SIZES)}."
+                f"{nearest(model_name, SIZES)}"
+            )
+        size = SIZES[model_name]
+        for name in ("embed_dim", "depth", "num_heads"):
+            if known[name] not in (None, size[name]):
+                raise UserError(
+                    f"model_name is {model_name}, with {name} {size[name]}, but the checkpoint "
+                    f"{path} has {known[name]}. Leave it out: it is read from the checkpoint."
+                )
+        stated = size["num_heads"]
+    if stated is None:
+        stated = next(
+            (s["num_heads"] for s in SIZES.values() if s["embed_dim"] == known["embed_dim"]), None
+        )
+    if stated is not None:
+        _compare("num_heads", num_heads, stated, path)
+        return stated
+    if num_heads is None or num_heads < 1 or known["embed_dim"] % num_heads:
+        raise UserError(
+            f"checkpoint {path} is {known['embed_dim']} wide, which no named size is, and does not "
+            f"say how many attention heads it has. Give num_heads, a divisor of that width."
+        )
+    return num_heads
+
+
+def _compare_predictor(
+    state: Mapping[str, Any], pred_depth: int | None, pred_emb_dim: int | None, path: Path
+) -> None:
+    """The predictor is not used downstream, but a wrong belief about it is a wrong checkpoint."""
+    weights = {name.removeprefix(PREFIX): w for name, w in state.get("predictor", {}).items()}
+    if weights:
+        blocks = {name.split(".")[1] for name in weights if name.startswith("predictor_blocks.")}
+        _compare("pred_depth", pred_depth, len(blocks), path)
+        width = weights["predictor_embed.weight"].shape[0]
+        _compare("pred_emb_dim", pred_emb_dim, width, path)
+
+
+def _choose_gradients(
+    stored: Tensor | None,
+    csv_path: str | Path | None,
+    spec: EncoderSpec,
+    n_components: int | None,
+    roi_labels: Sequence[str] | None,
+    path: Path,
+) -> Tensor | None:
+    """The file's gradients, ``stored`` ``[1, R, G]``; those of the CSV where it has none."""
+    if spec.add_w == "origin":
+        return None
+    stored = None if stored is None else stored[0]
+    if csv_path is None:
+        if stored is None:
+            raise UserError(
+                f"checkpoint {path} places its ROIs by {n_components} features (add_w: "
+                f"{spec.add_w}) and does not hold them. Give gradient_csv_path: the file it was "
+                "trained with."
+            )
+        return stored
+    given = torch.from_numpy(load_gradients(csv_path, spec.crop_size[0], roi_labels=roi_labels))
+    if given.shape[1] != n_components:
+        raise UserError(
+            f"{csv_path} has {given.shape[1]} columns, the checkpoint {path} was trained with "
+            f"{n_components}. Give the file it was trained with."
+        )
+    if stored is not None and not torch.allclose(
+        stored, given, rtol=0, atol=_GRADIENT_TOLERANCE * float(stored.abs().max())
+    ):
+        raise UserError(
+            f"{csv_path} differs from the gradients in the checkpoint {path}. Leave "
+            "gradient_csv_path out: they are read from the checkpoint."
+        )
+    return given if stored is None else stored
+
+
+# --- command line --------------------------------------------------------------------------------

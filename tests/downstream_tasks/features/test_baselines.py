@@ -1,0 +1,75 @@
+"""Raw-signal baselines and the controls shown to the encoder."""
+
+import numpy as np
+import pytest
+import torch
+from nilearn.connectome import ConnectivityMeasure
+from sklearn.covariance import EmpiricalCovariance
+
+from downstream_tasks.features import baselines, controls
+
+
+@pytest.fixture
+def series():
+    return np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+
+
+def test_fc_is_nilearns_correlation(series):
+    measure = ConnectivityMeasure(EmpiricalCovariance(), kind="correlation")
+    matrix = measure.fit_transform([series.T])[0]
+    i, j = np.triu_indices(6, k=1)
+    np.testing.assert_allclose(
+        baselines.functional_connectivity(series), np.arctanh(matrix[i, j]), atol=1e-5
+    )
+
+
+def test_fc_of_copied_and_constant_rois_is_finite(series):
+    series[1], series[2] = series[0], 3.0
+    fc = baselines.functional_connectivity(series)
+    assert np.isfinite(fc).all()
+    assert fc[0] > 7  # the copy: very high, not infinite
+    assert fc[1] == 0  # ROI 0 with the constant one
+
+
+def test_roi_features_by_hand(series):
+    stats = baselines.roi_statistics(series)
+    np.testing.assert_allclose(stats[:6], series.mean(1), atol=1e-6)
+    np.testing.assert_allclose(stats[6:], series.var(1), rtol=1e-5)
+    series[3] = 1.0
+    log_sd = baselines.log_roi_sd(series)
+    assert np.isfinite(log_sd).all()
+    np.testing.assert_allclose(log_sd[0], np.log(series[0].std()), rtol=1e-5)
+    means = baselines.patch_means(8)(series).reshape(6, 5)
+    np.testing.assert_allclose(means[2, 1], series[2, 8:16].mean(), rtol=1e-5)
+    np.testing.assert_array_equal(baselines.raw_values(series).reshape(6, 40), series)
+
+
+def test_feature_table_averages_the_clips_of_an_example(series):
+    items = [(0, series[:, :20]), (1, series), (0, series[:, 20:])]
+    table = baselines.feature_table(items, baselines.roi_statistics, 2)
+    np.testing.assert_allclose(table[0, :6], series.mean(1), atol=1e-6)
+    with pytest.raises(ValueError, match="1 of 3 examples"):
+        baselines.feature_table(items, baselines.roi_statistics, 3)
+
+
+def test_permuting_keeps_values_and_breaks_correlations():
+    common = np.random.default_rng(1).normal(size=160)
+    fmri = torch.tensor(np.stack([common, common + 0.01, -common])[None, None], dtype=torch.float32)
+    shuffled = controls.permute_in_time(fmri, torch.tensor([5]))
+    torch.testing.assert_close(shuffled.sort(-1).values, fmri.sort(-1).values)
+    fc = baselines.functional_connectivity(shuffled[0, 0].numpy())
+    assert np.abs(fc).max() < 0.4
+    again = controls.permute_in_time(torch.cat([fmri, fmri]), torch.tensor([7, 5]))
+    torch.testing.assert_close(again[1], shuffled[0])
+    assert not torch.equal(again[0], shuffled[0])
+
+
+def test_holding_constant_leaves_the_roi_means():
+    fmri = torch.randn(2, 1, 4, 16)
+    held = controls.hold_constant(fmri)
+    torch.testing.assert_close(held, fmri.mean(-1, keepdim=True).expand(2, 1, 4, 16))
+
+
+def test_majority_is_the_training_frequency():
+    scores = baselines.majority_scores(np.array([0, 1, 1, 2]), 4, 3)
+    np.testing.assert_allclose(scores, [[0.25, 0.5, 0.25, 0.0]] * 3)

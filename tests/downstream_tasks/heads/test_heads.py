@@ -1,0 +1,293 @@
+"""Heads: fitted on train, chosen without test, equal to plain scikit-learn and timm."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+from timm.optim import Lars
+from torch import nn
+
+from downstream_tasks.cohort.problem import Problem, class_weights, make_target, validation_score
+from downstream_tasks.cohort.splits import Split, draw_split
+from downstream_tasks.config import AttentiveProbeConfig, HeadsConfig, LinearProbeConfig
+from downstream_tasks.heads import linear_probe as probes
+from downstream_tasks.heads.attentive_probe import attentive_probe
+from downstream_tasks.heads.estimators import fit_head
+from downstream_tasks.heads.linear_probe import lars_probe
+from downstream_tasks.scoring.metrics import classification_metrics
+from src.utils.errors import UserError
+from tests.downstream_tasks.conftest import make_cohort, separable
+
+# A tenth of the published steps, so ten times its learning rates.
+LARS = LinearProbeConfig(epochs=15, batch_size=16, blr=(10.0, 300.0, 1000.0))
+
+
+def problem_of(y, metric, classes=(), seed=0, **kwargs):
+    cohort = make_cohort(y, classes=classes, **kwargs)
+    split = draw_split(cohort, (0.6, 0.2, 0.2), 0)
+    return Problem(cohort, split, make_target(cohort, split), metric, seed)
+
+
+def accuracy(result, problem, part="test"):
+    members = problem.split.parts()[part]
+    return classification_metrics(problem.cohort.y[members], result.scores[members])["accuracy"]
+
+
+@pytest.fixture
+def binary():
+    x, y = separable(100, 12, effect=4.0, seed=0)
+    return x, problem_of(y, "balanced_accuracy", ("F", "M"))
+
+
+@pytest.mark.parametrize("kind", ["logistic", "knn"])
+@pytest.mark.parametrize("selection", ["cv", "valid"])
+def test_classifiers_find_a_strong_effect(binary, kind, selection):
+    x, problem = binary
+    result = fit_head(kind, x, problem, HeadsConfig(selection=selection))
+    assert result.scores.shape == (100, 2)
+    np.testing.assert_allclose(result.scores.sum(1), 1)
+    assert accuracy(result, problem) > (0.75 if kind == "logistic" else 0.6)
+
+
+def test_knn_and_ridge_regress():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 6)).astype(np.float32)
+    problem = problem_of(50 + 8 * x[:, 0], "mse")
+    test = problem.split.test
+    for kind in ("ridge", "knn"):
+        result = fit_head(kind, x, problem, HeadsConfig())
+        assert np.corrcoef(result.scores[test], problem.cohort.y[test])[0, 1] > 0.6
+    assert abs(result.scores).max() < 5  # z-scored, not 50
+
+
+def test_wide_features_give_what_scikit_learn_gives_without_rotation():
+    """More features than people: the rotation into their span must change nothing."""
+    x, y = separable(60, 300, effect=4.0, seed=1)
+    problem = problem_of(y, "accuracy", ("a", "b"))
+    train = problem.split.train
+    result = fit_head("logistic", x, problem, HeadsConfig(C=(0.01,)))
+    scaler = StandardScaler().fit(x[train])
+    plain = LogisticRegression(C=0.01, max_iter=5000, tol=1e-8).fit(
+        scaler.transform(x[train]), y[train]
+    )
+    expected = plain.predict_proba(scaler.transform(x))
+    np.testing.assert_allclose(result.scores, expected, atol=1e-3)
+
+    problem = problem_of(x[:, 0].astype(float), "mse")
+    result = fit_head("ridge", x, problem, HeadsConfig(alpha=(10.0,)))
+    train, z = problem.split.train, problem.target.y
+    scaler = StandardScaler().fit(x[train])
+    plain = Ridge(10.0).fit(scaler.transform(x[train]), z[train])
+    np.testing.assert_allclose(result.scores, plain.predict(scaler.transform(x)), atol=1e-3)
+
+
+def test_test_people_change_nothing(binary):
+    """Features and labels of test people may be anything: the fitted head stays the same."""
+    x, problem = binary
+    changed = x.copy()
+    changed[problem.split.test] = 1e3
+    for fit in (
+        lambda x, p: fit_head("logistic", x, p, HeadsConfig()),
+        lambda x, p: lars_probe(x, p, LinearProbeConfig(epochs=3)),
+    ):
+        y = problem.cohort.y.copy()
+        y[problem.split.test] = 1 - y[problem.split.test]
+        cohort = dataclasses.replace(problem.cohort, y=y)
+        other = dataclasses.replace(
+            problem, cohort=cohort, target=make_target(cohort, problem.split)
+        )
+        first, second = fit(x, problem), fit(changed, other)
+        assert first.chosen == second.chosen
+        np.testing.assert_allclose(first.linear.weight, second.linear.weight)
+
+
+def test_hyper_parameters_matter_and_ties_go_to_the_strongest_penalty(binary):
+    x, problem = binary
+    noise = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
+    assert fit_head("logistic", x, problem, HeadsConfig()).chosen["C"] > 1e-4
+    constant = np.ones_like(noise)
+    assert fit_head("logistic", constant, problem, HeadsConfig()).chosen["C"] == 1e-5
+    age = problem_of(np.arange(100.0), "mse")
+    assert fit_head("ridge", constant, age, HeadsConfig(alpha=(1.0, 9.0))).chosen["alpha"] == 9.0
+
+
+@pytest.mark.parametrize("selection", ["cv", "valid"])
+def test_validation_people_pick_the_setting_and_nothing_else(binary, selection):
+    x, problem = binary
+    config = HeadsConfig(selection=selection, C=(0.1,))
+    before = fit_head("logistic", x, problem, config).linear
+    changed = x.copy()
+    changed[problem.split.valid] = changed[problem.split.valid][::-1]
+    after = fit_head("logistic", changed, problem, config).linear
+    np.testing.assert_array_equal(before.weight, after.weight)
+    np.testing.assert_array_equal(before.bias, after.bias)
+
+
+def test_a_setting_at_the_edge_of_its_grid_is_logged(caplog):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 200)).astype(np.float32)
+    problem = problem_of(rng.normal(size=120), "mse")  # nothing to find: the strongest penalty
+    with caplog.at_level("INFO"):
+        assert fit_head("ridge", x, problem, HeadsConfig(alpha=(1.0, 100.0))).chosen["alpha"] == 100
+    assert "alpha 100 is at the edge of its grid" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        fit_head("ridge", x, problem, HeadsConfig(alpha=(100.0,)))
+    assert not caplog.text
+
+
+def test_groups_stay_together_in_the_inner_folds():
+    """Two runs of a person share a fingerprint that has nothing to do with the class: a
+    cross-validation that splits people would prefer the head that memorises it."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 60)
+    x = np.repeat(rng.normal(size=(60, 40)), 2, axis=0).astype(np.float32)
+    problem = problem_of(y, "accuracy", ("a", "b"), runs=2)
+    result = fit_head("knn", x, problem, HeadsConfig(n_neighbors=(1, 21)))
+    assert result.chosen["selection_score"] < 0.7
+
+
+def test_class_weights_and_absent_training_class():
+    np.testing.assert_allclose(class_weights(np.array([0, 0, 0, 1]), 2), [4 / 6, 2])
+    cohort = make_cohort(np.array([0] * 8 + [1] * 2), classes=("a", "b"))
+    with pytest.raises(UserError, match="no training person is in class 'b'"):
+        make_target(cohort, Split(np.arange(6), np.array([6, 8]), np.array([7, 9])))
+    cohort = make_cohort(np.array([1.0] * 4 + [2.0]))
+    with pytest.raises(UserError, match="same target"):
+        make_target(cohort, Split(np.arange(3), np.array([3]), np.array([4])))
+
+
+def test_a_weak_effect_does_not_end_in_the_majority_class():
+    """76 % positives, as in ADNI: unweighted, the head finds hardly any of the others."""
+    rng = np.random.default_rng(0)
+    y = (rng.random(400) < 0.76).astype(int)
+    x = rng.normal(size=(400, 10)).astype(np.float32)
+    x[:, 0] += 0.6 * y
+    problem = problem_of(y, "balanced_accuracy", ("NC", "MCI"))
+    test = problem.split.test
+    plain, balanced = (
+        fit_head("logistic", x, problem, HeadsConfig(class_weights=weighted)).scores[test]
+        for weighted in (False, True)
+    )
+    others = y[test] == 0
+    assert (plain[others].argmax(1) == 0).mean() < 0.2
+    assert (balanced[others].argmax(1) == 0).mean() > 0.5
+
+
+def test_target_is_z_scored_on_training_people():
+    y = np.random.default_rng(0).normal(40, 9, size=50)
+    problem = problem_of(y, "mse", runs=2)
+    train = problem.split.train
+    z = problem.target.y
+    assert z[train].mean() == pytest.approx(0, abs=1e-9)
+    assert z[train].std() == pytest.approx(1)
+    np.testing.assert_allclose(z * problem.target.scale + problem.target.mean, problem.cohort.y)
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def test_lars_grid_equals_heads_trained_alone(binary):
+    """A head among others takes the steps that timm's Lars takes on it alone."""
+    x, problem = binary
+    config = LinearProbeConfig(
+        epochs=4, batch_size=16, blr=(1.0, 50.0), weight_decay=(0.0, 0.1), warmup_epochs=1
+    )
+    trained = {}
+    original = probes.LinearHeads.head
+    probes.LinearHeads.head = lambda self, k: trained.update(model=self) or original(self, k)
+    try:
+        lars_probe(x, problem, config)
+    finally:
+        probes.LinearHeads.head = original
+
+    bn = nn.BatchNorm1d(12, affine=False, eps=1e-6)
+    head = nn.Linear(13, 2, bias=False)  # the last feature is constant: the bias
+    head.load_state_dict({"weight": probes.LinearHeads(12, 2, 1, problem.seed).weight[0].detach()})
+    optimizer = Lars(head.parameters(), momentum=0.9, weight_decay=0.1, always_adapt=True)
+    rng = np.random.default_rng(problem.seed)
+    train, step = problem.split.train, 0
+    for _ in range(4):
+        order = rng.permutation(train)
+        for i in range(len(train) // 16):
+            step += 1
+            done = max(0.0, (step - 3) / 9)  # 3 steps of warm-up, 12 in all
+            peak = 50.0 * 16 / 256
+            lr = peak * (step / 3 if step < 3 else 0.5 * (1 + np.cos(np.pi * done)))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            items = order[i * 16 : (i + 1) * 16]
+            logits = head(nn.functional.pad(bn(torch.from_numpy(x[items])), (0, 1), value=1.0))
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(problem.cohort.y[items]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(trained["model"].weight[3], head.weight, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(trained["model"].weight[1], trained["model"].weight[3])
+
+
+def test_lars_probe_learns_and_records_its_curve(binary):
+    x, problem = binary
+    result = lars_probe(x, problem, LARS)
+    assert accuracy(result, problem) > 0.8
+    assert len(result.history) == 15
+    picked = result.history[int(result.chosen["epoch"]) - 1]
+    assert picked["valid_balanced_accuracy"] == max(
+        row["valid_balanced_accuracy"] for row in result.history
+    )
+    again = lars_probe(x, problem, LARS)
+    np.testing.assert_array_equal(result.scores, again.scores)
+    other = lars_probe(x, dataclasses.replace(problem, seed=1), LARS)
+    assert not np.array_equal(result.scores, other.scores)
+
+
+def test_lars_probe_regresses_in_z_units():
+    x = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32)
+    problem = problem_of(60 + 9 * x[:, 0], "mse")
+    result = lars_probe(x, problem, LARS)
+    test = problem.split.test
+    assert np.mean((result.scores - problem.target.y)[test] ** 2) < 0.6
+
+
+def test_attentive_probe_finds_what_the_mean_hides():
+    """One token of 12, marked by its first feature, holds the class; the mean over tokens is
+    drowned by the eleven others, a query can look at it alone."""
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    tokens = rng.normal(size=(120, 12, 8)).astype(np.float16)
+    tokens[:, :, 0] = 0
+    where = rng.integers(0, 12, 120)
+    tokens[np.arange(120), where, 0] = 6
+    tokens[np.arange(120), where, 1] = 2 * y - 1
+    problem = problem_of(y, "accuracy", ("a", "b"))
+    config = AttentiveProbeConfig(epochs=15, batch_size=12, lr=(1e-4, 1e-2), num_heads=1)
+    result = attentive_probe(tokens, np.arange(120), problem, config)
+    assert accuracy(result, problem) > 0.85
+    assert result.chosen["lr"] == 1e-2
+    pooled = tokens.astype(np.float32).mean(1)
+    mean = fit_head("logistic", pooled, problem, HeadsConfig())
+    assert accuracy(mean, problem) < accuracy(result, problem) - 0.1
+
+
+def test_attentive_probe_averages_the_clips_of_an_example():
+    rng = np.random.default_rng(0)
+    y = np.arange(20) % 2
+    tokens = rng.normal(size=(40, 3, 4)).astype(np.float32)
+    problem = problem_of(y, "accuracy", ("a", "b"))
+    example = np.tile(np.arange(20), 2)
+    config = AttentiveProbeConfig(epochs=1, batch_size=8, lr=(1e-3,), warmup_epochs=0)
+    result = attentive_probe(tokens, example, problem, config)
+    assert result.scores.shape == (20, 2)
+    np.testing.assert_allclose(result.scores.sum(1), 1)
+
+
+def test_validation_score_is_over_units_and_undefined_is_worst():
+    problem = problem_of(np.arange(20) % 2, "auroc", ("a", "b"), runs=2)
+    zeros = np.flatnonzero(problem.cohort.y == 0)[:4]
+    assert validation_score(np.full((4, 2), 0.5), zeros, problem) == -np.inf
+    both = np.arange(4)  # two runs of person 0 (class 0), two of person 1 (class 1)
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.5, 0.5]])  # means .45 and .55
+    assert validation_score(scores, both, problem) == 1.0

@@ -1,0 +1,75 @@
+"""The figure of a result folder shows what the report says, of the test people."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.problem import Problem, make_target
+from downstream_tasks.cohort.splits import Split
+from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.report import figures
+from tests.downstream_tasks.conftest import make_cohort
+
+TRAIN, TEST = np.arange(20), np.arange(20, 40)
+SPLIT = Split(train=TRAIN, valid=np.array([], dtype=np.int64), test=TEST)
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """A function that draws scores of one run and returns the panels."""
+    figures_drawn: list[Figure] = []
+    save = figures.save_figure
+
+    def keep(figure: Figure, path: Path) -> None:
+        figures_drawn.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(figures, "save_figure", keep)
+
+    def panels(cohort: Cohort, scores: np.ndarray) -> list[Axes]:
+        problem = Problem(cohort, SPLIT, make_target(cohort, SPLIT), "accuracy", 0)
+        row = Row("Brain-JEPA", "ridge", "model", [HeadResult(scores, {})])
+        figures.draw_results(tmp_path / "results.png", cohort, [problem], [row])
+        assert (tmp_path / "results.png").stat().st_size > 0
+        return figures_drawn[-1].axes
+
+    return panels
+
+
+def scores_of(guess: np.ndarray) -> np.ndarray:
+    """Scores of two classes that say ``guess``."""
+    return np.stack([1.0 - guess, guess], axis=1)
+
+
+def test_the_figure_is_about_the_test_people(draw):
+    """They are told apart without a mistake, and the training people always mistaken."""
+    y = np.arange(40) % 2
+    guess = np.where(np.isin(np.arange(40), TEST), y, 1 - y)
+    roc, confusion = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
+    rate = roc.lines[0].get_ydata()
+    assert rate[0] == 0.0
+    assert (rate[1:] == 1.0).all()
+    texts = [text.get_text() for text in confusion.texts]
+    assert texts == ["1.00\n(10)", "0.00\n(0)", "0.00\n(0)", "1.00\n(10)"]
+
+
+def test_confusion_is_in_shares_of_each_true_class(draw):
+    """Of 15 women 9 are taken for men, and of 5 men 4."""
+    y = np.r_[np.arange(20) % 2, np.zeros(15, int), np.ones(5, int)]
+    guess = np.r_[np.zeros(20, int), np.zeros(6, int), np.ones(9, int), 0, np.ones(4, int)]
+    _, confusion = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
+    texts = [text.get_text() for text in confusion.texts]
+    assert texts == ["0.40\n(6)", "0.60\n(9)", "0.20\n(1)", "0.80\n(4)"]
+
+
+def test_a_scatter_is_in_the_targets_own_unit(draw):
+    y = np.linspace(20.0, 80.0, 40)
+    z = (y - y[TRAIN].mean()) / y[TRAIN].std()
+    (scatter,) = draw(make_cohort(y), z)
+    points = scatter.collections[0].get_offsets()
+    np.testing.assert_allclose(points[:, 0], y[TEST])
+    np.testing.assert_allclose(points[:, 1], y[TEST])

@@ -1,0 +1,262 @@
+"""The result folder: numbers that agree with each other, text that does not say more than them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from downstream_tasks.cohort.problem import Problem, make_target
+from downstream_tasks.cohort.splits import make_splits
+from downstream_tasks.config import SplitConfig, task_from_dict
+from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.report.markdown import (
+    interval_text,
+    markdown_table,
+    mean_sd_text,
+    results_markdown,
+)
+from downstream_tasks.report.write import without_nan, write_report
+from downstream_tasks.scoring.metrics import classification_metrics, regression_metrics
+from tests.downstream_tasks.conftest import make_cohort
+
+
+def config_of(kind="classification", resample=False, **evaluation):
+    return task_from_dict(
+        {
+            "name": "demo",
+            "protocol": "linear_probe",
+            "data": {"data_path": "x", "target": "t", "type": kind},
+            "split": {"resample": resample},
+            "evaluation": {"n_bootstrap": 200, **evaluation},
+            "published": {"accuracy": 0.8152},
+        },
+        "test",
+    )
+
+
+def problems_of(cohort, config, seeds=(0, 1, 2)):
+    splits = make_splits(cohort, SplitConfig(resample=config.split.resample), seeds)
+    return [
+        Problem(cohort, split, make_target(cohort, split), config.metric, seed)
+        for seed, split in zip(seeds, splits, strict=True)
+    ]
+
+
+def noisy_scores(cohort, strength, seed):
+    rng = np.random.default_rng(seed)
+    logit = strength * (2 * cohort.y - 1) + rng.normal(size=len(cohort.y))
+    p = 1 / (1 + np.exp(-logit))
+    return np.stack([1 - p, p], axis=1)
+
+
+def two_class_report(tmp_path, resample=False, model=1.0, fc=1.0, first_seed=0):
+    cohort = make_cohort(np.arange(100) % 2, classes=("F", "M"), runs=2)
+    config = config_of(resample=resample)
+    problems = problems_of(cohort, config)
+    history = [
+        {"epoch": 1, "train_loss": 0.7, "valid_loss": np.nan, "valid_balanced_accuracy": 0.5}
+    ]
+    rows = [
+        Row(
+            "Brain-JEPA",
+            "LARS",
+            "model",
+            [
+                HeadResult(noisy_scores(cohort, model, first_seed + s), {"blr": 0.1}, history)
+                for s in range(3)
+            ],
+        ),
+        Row(
+            "FC",
+            "logistic",
+            "baseline",
+            [HeadResult(noisy_scores(cohort, fc, 100 + s), {}) for s in range(3)],
+        ),
+        Row("Majority class", "none", "baseline", [HeadResult(np.full((200, 2), 0.5), {})] * 3),
+    ]
+    results = write_report(tmp_path, config, cohort, problems, rows, {"path": "jepa.pth"})
+    return cohort, problems, rows, results
+
+
+def test_the_folder_holds_everything_and_agrees_with_itself(tmp_path):
+    cohort, problems, rows, results = two_class_report(tmp_path)
+    names = {"config.yaml", "revision.txt", "results.json", "results.md", "predictions.tsv"}
+    names |= {"metrics.jsonl", "figure.png", "tensorboard"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["rows"][0]["mean"] == pytest.approx(results["rows"][0]["mean"])
+    assert stored["cohort"]["class_counts"] == {"F": 50, "M": 50}
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["name"] == "demo"
+
+    predictions = pd.read_csv(tmp_path / "predictions.tsv", sep="\t")
+    assert len(predictions) == 3 * 3 * 20  # methods x seeds x test people, not runs
+    one = predictions[(predictions["method"] == "Brain-JEPA") & (predictions["seed"] == 1)]
+    assert set(one["participant_id"]) == set(cohort.people[problems[1].split.test])
+    accuracy = (one["target"] == one["predicted"]).mean()
+    assert accuracy == pytest.approx(stored["rows"][0]["runs"][1]["metrics"]["accuracy"])
+    # One person's probability is the mean over the two runs.
+    person = one.iloc[0]
+    mean = rows[0].results[1].scores[cohort.people == person["participant_id"]].mean(0)
+    assert person["p_M"] == pytest.approx(mean[1], abs=1e-5)
+
+
+def test_lines_hold_mean_sd_interval_and_confusion(tmp_path):
+    cohort, problems, rows, results = two_class_report(tmp_path)
+    line = results["rows"][0]
+    values = []
+    for problem, result in zip(problems, rows[0].results, strict=True):
+        _, scores, y = cohort.unit_mean(result.scores[problem.split.test], problem.split.test)
+        values.append(classification_metrics(y, scores)["auroc"])
+    assert line["mean"]["auroc"] == pytest.approx(np.mean(values))
+    assert line["sd"]["auroc"] == pytest.approx(np.std(values, ddof=1))
+    low, high = line["interval"]["auroc"]
+    assert low < line["mean"]["auroc"] < high
+    assert np.sum(line["runs"][0]["confusion"]) == 20
+    assert results["rows"][2]["mean"]["balanced_accuracy"] == 0.5
+    assert "versus_fc" not in results["rows"][1]
+
+
+def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
+    same = two_class_report(tmp_path / "a", first_seed=100)[3]["rows"][0]["versus_fc"]
+    assert same["interval"] == (0, 0)  # the scores of FC: in each resample of people the same
+    assert np.isnan(same["p"])  # one split: seeds alone say nothing about people
+    assert "not told apart from" in (tmp_path / "a" / "results.md").read_text()
+    better = two_class_report(tmp_path / "b", resample=True, model=4.0, fc=0.0)[3]
+    versus = better["rows"][0]["versus_fc"]
+    assert versus["interval"][0] > 0
+    assert versus["p"] < 0.05
+    text = (tmp_path / "b" / "results.md").read_text()
+    assert "**better than**" in text
+    assert "each with new people" in text
+    two_class_report(tmp_path / "c", model=0.0, fc=4.0)
+    assert "**worse than**" in (tmp_path / "c" / "results.md").read_text()
+
+
+def bare_results(rows, **changes):
+    """What results.json holds, as far as the text needs it; rows: (name, kind, mean, vs FC)."""
+    metric = changes.get("main_metric", "balanced_accuracy")
+    lines = []
+    for name, kind, mean, versus in rows:
+        values = {metric: mean} if np.isscalar(mean) else mean
+        line = {"name": name, "head": "h", "kind": kind, "mean": values, "runs": []}
+        line |= {"sd": dict.fromkeys(values, 0.0), "interval": dict.fromkeys(values, (0.1, 0.9))}
+        if versus:
+            low, high = versus
+            line["versus_fc"] = {"difference": (low + high) / 2, "interval": versus, "p": np.nan}
+        lines.append(line)
+    cohort = {"n_people": 3, "n_units": 3, "dropped": {}}
+    return {
+        **{"task": "t", "protocol": "p", "type": "classification", "unit": "event"},
+        **{"cohort": cohort, "splits": [], "resampled_splits": False, "checkpoint": {}},
+        **{"metrics": [metric], "main_metric": metric, "published": {}, "classes": []},
+        **{"rows": lines, **changes},
+    }
+
+
+def test_the_verdict_is_about_the_best_row_without_a_trained_encoder():
+    """Far above FC and below the raw clip is no success."""
+    rows = [("Brain-JEPA", "model", 0.9, (0.1, 0.3)), ("FC", "baseline", 0.7, None)]
+    raw = ("Raw clip (whole)", "baseline", 0.94, (0.2, 0.3))
+    control = ("Brain-JEPA, frames shuffled", "control", 0.99, (0.2, 0.3))
+    text = results_markdown(bare_results([*rows, raw, control]))
+    assert "**behind the best row without a trained encoder**, Raw clip (whole) (h)" in text
+    assert "0.900 against 0.940, a difference of -0.040" in text
+    assert "**better than** connectivity within the event's patch (" in text
+    text = results_markdown(bare_results([*rows, (*raw[:2], 0.8, raw[3])], unit="person"))
+    assert "**ahead of the best row" in text
+    assert "plain functional connectivity (" in text
+    text = results_markdown(bare_results(rows))  # FC is the best: its paired interval decides
+    assert "ahead of" not in text
+    assert "**better than** connectivity within the event's patch, the best row" in text
+    errors = [("Brain-JEPA", "model", 0.9, None), ("Mean", "baseline", 1.0, None)]
+    assert "**ahead of" in results_markdown(bare_results(errors, main_metric="mse_raw"))
+
+
+def test_markdown_names_everyone_and_the_published_number(tmp_path):
+    two_class_report(tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    for expected in ("Brain-JEPA", "FC", "Majority class", "0.8152", "called M", "blr 0.1"):
+        assert expected in text
+    header = next(line for line in text.splitlines() if line.startswith("| Method"))
+    assert header.index("Balanced accuracy") < header.index("95 % interval") < header.index("AUROC")
+
+
+def test_regression_is_reported_in_both_units(tmp_path):
+    y = np.random.default_rng(0).normal(60, 10, 100)
+    cohort = make_cohort(y)
+    config = config_of("regression")
+    problems = problems_of(cohort, config)
+    target = problems[0].target
+    rng = np.random.default_rng(1)
+    results = [HeadResult(target.y + rng.normal(size=100), {}) for _ in problems]
+    mean = Row("Mean", "none", "baseline", [HeadResult(np.zeros(100), {})] * 3)
+    rows = [Row("Brain-JEPA", "ridge", "model", results), mean]
+    report = write_report(tmp_path, config, cohort, problems, rows, {})
+    text = (tmp_path / "results.md").read_text()
+    assert "| n/a " in text  # the mean correlates with nothing
+    assert "n/a: not defined" in text
+    test = problems[0].split.test
+    expected = regression_metrics(target.y[test], results[0].scores[test], target.scale)
+    assert report["rows"][0]["runs"][0]["metrics"] == pytest.approx(expected)
+    predictions = pd.read_csv(tmp_path / "predictions.tsv", sep="\t")
+    first = predictions.query("method == 'Brain-JEPA' and seed == 0")
+    error = first["predicted"] - first["target"]
+    assert (error**2).mean() == pytest.approx(expected["mse_raw"], rel=1e-4)
+    assert not (tmp_path / "metrics.jsonl").exists()  # nothing was trained by epochs
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_errors_of_targets_that_are_not_normalised_are_not_called_z(tmp_path):
+    y = np.random.default_rng(0).normal(60, 10, 100)
+    cohort = make_cohort(y)
+    config = config_of("regression")
+    config.data.label_normalization = False
+    splits = [problem.split for problem in problems_of(cohort, config)]
+    target = make_target(cohort, splits[0], config.data.label_normalization)
+    problems = [Problem(cohort, split, target, config.metric, i) for i, split in enumerate(splits)]
+    rows = [Row("Brain-JEPA", "ridge", "model", [HeadResult(y + 3, {"alpha": 1.0})] * 3)]
+    report = write_report(tmp_path, config, cohort, problems, rows, {})
+    assert report["rows"][0]["mean"]["mse"] == pytest.approx(9)
+    text = (tmp_path / "results.md").read_text()
+    header = next(line for line in text.splitlines() if line.startswith("| Method"))
+    assert [cell.strip() for cell in header.split("|")][3] == "MSE"
+    assert header.count("MSE") == header.count("MAE") == 1
+    assert "without the test people, by MSE:" in text
+
+
+def test_three_classes(tmp_path):
+    y = np.arange(90) % 3
+    cohort = make_cohort(y, classes=("a", "b", "c"))
+    config = config_of()
+    problems = problems_of(cohort, config)
+    scores = np.random.default_rng(0).dirichlet(np.ones(3), 90) + np.eye(3)[y]
+    rows = [Row("Brain-JEPA", "LARS", "model", [HeadResult(scores / 2, {})] * 3)]
+    results = write_report(tmp_path, config, cohort, problems, rows, {})
+    assert "f1" not in results["metrics"]
+    assert results["rows"][0]["mean"]["auroc"] > 0.8
+
+
+def test_history_has_a_line_per_epoch_and_valid_json(tmp_path):
+    two_class_report(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert lines[2] == {
+        "method": "Brain-JEPA", "head": "LARS", "seed": 2, "epoch": 1, "train_loss": 0.7,
+        "valid_loss": None, "valid_balanced_accuracy": 0.5,
+    }  # fmt: skip
+
+
+def test_small_texts():
+    assert mean_sd_text(0.5, np.nan) == "0.500"
+    assert mean_sd_text(0.5, 1e-17) == "0.500"  # every seed gave the same
+    assert mean_sd_text(0.5, 0.1) == "0.500 (0.100)"
+    assert mean_sd_text(None, None) == "n/a"
+    assert interval_text([0.1, None]) == "n/a"
+    assert without_nan({"a": [np.float64("nan"), np.int64(2)], "b": np.inf}) == {
+        "a": [None, 2],
+        "b": None,
+    }
+    table = markdown_table(["a", "bb"], [["ccc", "d"]]).splitlines()
+    assert table == ["| a   | bb |", "|-----|----|", "| ccc | d  |"]

@@ -1,0 +1,149 @@
+"""Task files: every one loads, sources win in order, and what is wrong is named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from downstream_tasks.config import TASK_FOLDER, load_task, task_from_dict, task_path
+from src.utils.errors import UserError
+
+FILES = sorted(TASK_FOLDER.glob("*.yaml"))
+MINIMAL = {"data": {"data_path": "data/x", "target": "sex"}}
+
+
+def make(**sections):
+    values = {name: dict(section) for name, section in MINIMAL.items()}
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            values[name] = values.get(name, {}) | section
+        else:
+            values[name] = section
+    return task_from_dict(values, "task.yaml")
+
+
+def test_every_task_has_its_file():
+    names = {path.stem for path in FILES}
+    assert names >= {
+        "hca_sex", "hca_age", "hca_neuroticism", "hca_flanker", "adni_ncmci", "adni_amyloid",
+        "macc_ncmci", "ukb_sex", "ukb_age", "oasis3_conversion", "camcan_depression",
+        "demo_state", "demo_fingerprint",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_task_files_load_and_every_line_is_commented(path: Path):
+    config = load_task(path.stem)
+    assert config.name == path.stem
+    assert config.output_dir == Path("output_dirs") / path.stem / config.protocol
+    for line in path.read_text().splitlines():
+        assert "#" in line or line.rstrip().endswith(":"), line
+    again = task_from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), "again")
+    assert again == config
+
+
+def test_published_settings_are_the_defaults():
+    config = make()
+    tune = config.fine_tune
+    assert (tune.epochs, tune.batch_size, tune.blr, tune.min_lr) == (50, 16, 1e-3, 1e-6)
+    assert (tune.weight_decay, tune.layer_decay, tune.drop_path) == (0.05, 0.75, 0.1)
+    probe = config.linear_probe
+    assert (probe.epochs, probe.batch_size) == (50, 64)
+    assert 0.01 in probe.blr
+    assert 0.0 in probe.weight_decay
+    assert config.split.fractions == (0.6, 0.2, 0.2)
+    assert list(config.seeds) == [0, 1, 2, 3, 4]
+
+
+def test_later_sources_and_overrides_win(tmp_path):
+    extra = tmp_path / "mine.yaml"
+    extra.write_text("fine_tune: {epochs: 3}\ndata: {target: age}\n")
+    config = load_task("hca_sex", extra, overrides={"data.target": "flanker", "output_root": "o"})
+    assert (config.name, config.data.data_path) == ("hca_sex", "data/hca")
+    assert (config.fine_tune.epochs, config.fine_tune.batch_size) == (3, 16)
+    assert (config.data.target, config.output_root) == ("flanker", "o")
+
+
+def test_a_name_that_is_no_task():
+    with pytest.raises(UserError, match=r"no task 'hca_sexx'.*Did you mean 'hca_sex'\?"):
+        load_task("hca_sexx")
+    assert task_path("some/where.yaml") == Path("some/where.yaml")
+    with pytest.raises(UserError, match="no config file"):
+        load_task("some/where.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"tarjet": "x"}}, r"unknown key 'data.tarjet'. Did you mean 'data.target'\?"),
+        ({"epoch": 3}, r"unknown key 'epoch'. Did you mean 'fine_tune.epochs'\?"),
+        ({"data": {"epochs": 3}}, r"'data.epochs'. Did you mean 'fine_tune.epochs'\?"),
+        ({"fine_tun": {}}, r"unknown section 'fine_tun'. Did you mean 'fine_tune'\?"),
+        ({"data": {"type": "clasification"}}, "data.type is 'clasification'; allowed: classif"),
+        ({"fine_tune": {"epochs": "many"}}, "fine_tune.epochs is 'many'; allowed: a whole number"),
+        ({"fine_tune": {"epochs": 0}}, "fine_tune.epochs is 0; allowed: a whole number >= 1"),
+        ({"fine_tune": {"layer_decay": 1.5}}, "fine_tune.layer_decay is 1.5"),
+        ({"fine_tune": {"warmup_epochs": 60}}, "warmup_epochs is 60.0; allowed: 0 to epochs"),
+        ({"data": {"target": ""}}, "data.target is missing"),
+        ({"data": {"data_path": ""}}, "data.data_path is missing"),
+        ({"data": {"classes": [False, True]}}, "in quotes"),
+        ({"data": {"classes": ["a", "a"]}}, "each label once"),
+        ({"data": {"nb_classes": 1}}, "nb_classes is 1; allowed: >= 2"),
+        ({"data": {"target_tr": 2.0, "downsample": True}}, "data.target_tr is 2.0.*downsample"),
+        ({"data": {"target_tr": 0.0}}, "data.target_tr is 0.0; allowed: a finite number > 0"),
+        (
+            {"split": {"fractions": [0.8, 0.2]}},
+            r"split.fractions is \[0.8, 0.2\]; allowed: \[a finite number > 0, ",
+        ),
+        ({"evaluation": {"metric": "acuracy"}}, r"allowed: accuracy, .* Did you mean 'accuracy'\?"),
+        ({"evaluation": {"metric": "mse"}}, "evaluation.metric is 'mse'"),
+        ({"evaluation": {"baselines": ["majorty"]}}, r"Did you mean 'majority'\?"),
+        ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch and patch_mean of events only"),
+        (
+            {"linear_probe": {"blr": []}},
+            r"linear_probe.blr is \[\]; allowed: a list of .* not empty",
+        ),
+        ({"linear_probe": {"weight_decay": [-1.0]}}, r"weight_decay is \[-1.0\]; .* number >= 0"),
+        ({"heads": {"C": [1.0, 0.0]}}, r"heads.C is \[1.0, 0.0\]; .* number > 0"),
+        ({"heads": {"folds": 1}}, "heads.folds is 1; allowed: a whole number >= 2"),
+        ({"heads": {"n_neighbors": []}}, "heads.n_neighbors is .*not empty"),
+        ({"fine_tune": {"smoothing": 1.0}}, "smoothing is 1.0; .* from 0 to below 1"),
+        ({"evaluation": {"n_bootstrap": 0}}, "evaluation.n_bootstrap is 0; .* >= 1"),
+        ({"protocol": "ridge"}, "data.type is 'classification'; allowed: regression with protocol"),
+        ({"protocol": "logistic", "data": {"type": "regression"}}, "classification with protocol"),
+        ({"protocol": "finetune"}, r"Did you mean 'fine_tune'\?"),
+    ],
+)
+def test_values_that_no_evaluation_can_have(sections, message):
+    with pytest.raises(UserError, match=message) as error:
+        make(**sections)
+    assert str(error.value).startswith("task.yaml: ")
+
+
+def test_class_weights_are_those_of_the_task_unless_a_section_has_its_own():
+    def weights(**sections):
+        config = make(**sections)
+        parts = (config.heads, config.linear_probe, config.attentive_probe, config.fine_tune)
+        return [part.class_weights for part in parts]
+
+    assert weights() == [True, False, False, False]  # balanced accuracy picks and is reported
+    assert weights(evaluation={"metric": "auroc"}) == [False] * 4
+    assert weights(evaluation={"class_weights": "balanced", "metric": "auroc"}) == [True] * 4
+    assert weights(evaluation={"class_weights": "none"}) == [False] * 4
+    own = weights(evaluation={"class_weights": "balanced"}, fine_tune={"class_weights": False})
+    assert own == [True, True, True, False]
+
+
+def test_fingerprinting_needs_no_target():
+    config = task_from_dict({"protocol": "fingerprint", "data": {"data_path": "x"}}, "t")
+    assert config.data.target == ""
+
+
+def test_one_output_is_what_a_regression_has():
+    assert make(data={"type": "regression", "nb_classes": 1}).data.nb_classes == 1
+
+
+def test_default_metric_follows_the_task():
+    assert make().metric == "balanced_accuracy"
+    assert make(data={"type": "regression"}).metric == "mse"
+    assert make(evaluation={"metric": "auroc"}).metric == "auroc"

@@ -1,0 +1,192 @@
+"""Any checkpoint becomes an encoder with all it knows, and a contradiction becomes an error."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.datasets.folder import DataFolder
+from src.pretrained.load import find_checkpoint, load_pretrained
+from src.utils.checkpoint import load_checkpoint
+from src.utils.errors import UserError
+from tests.conftest import COMPONENTS, FRAMES, ROIS
+from tests.downstream_tasks.conftest import pretraining_run, reference
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, Path]:
+    return pretraining_run(tmp_path_factory.mktemp("pretrained"), "data.stride=1")
+
+
+def test_our_checkpoint_needs_no_flags(run):
+    data, folder = run
+    pretrained = load_pretrained(folder)
+    spec = pretrained.encoder_spec
+    assert pretrained.kind == "pretraining"
+    assert spec.crop_size == (ROIS, FRAMES)
+    assert (spec.patch_size, spec.embed_dim, spec.depth, spec.num_heads) == (16, 24, 2, 2)
+    assert pretrained.gradients.shape == (ROIS, COMPONENTS)
+    assert pretrained.clip_input.normalization == "robust_frames"
+    assert set(pretrained.clip_input.stats) == {"median", "iqr"}
+    assert pretrained.clip_input.sampling == {"stride": 1}
+    assert pretrained.roi_labels == DataFolder(data).roi_labels
+    assert not pretrained.encoder.training
+    assert not any(p.requires_grad for p in pretrained.encoder.parameters())
+
+
+def test_networks_of_a_checkpoint_differ(run):
+    x = torch.randn(1, 1, ROIS, FRAMES, generator=torch.Generator().manual_seed(0))
+    outputs = [load_pretrained(run[1], which=w).encoder(x) for w in ("target_encoder", "encoder")]
+    assert not torch.allclose(*outputs)
+    assert torch.equal(load_pretrained(run[1]).encoder(x), outputs[0])  # unless asked otherwise
+
+
+def test_copies(run):
+    pretrained = load_pretrained(run[1])
+    x = torch.randn(1, 1, ROIS, FRAMES, generator=torch.Generator().manual_seed(0))
+    copy = pretrained.trainable_copy(drop_path_rate=0.5)
+    assert all(p.requires_grad for p in copy.parameters())
+    assert torch.equal(copy.eval()(x), pretrained.encoder(x))
+    same, again, other = (pretrained.untrained(seed)(x) for seed in (3, 3, 4))
+    assert torch.equal(same, again)
+    assert not torch.allclose(same, other)
+    assert not torch.allclose(same, pretrained.encoder(x))
+
+
+@pytest.mark.parametrize("name", ["tiny_mapping", "tiny_origin"])
+@pytest.mark.parametrize("which", ["encoder", "target_encoder"])
+def test_release_checkpoint(name, which, tmp_path):
+    path, arrays, flags = reference(name, tmp_path)
+    pretrained = load_pretrained(path, which=which, **flags)
+    assert pretrained.kind == "release"
+    assert pretrained.roi_labels is pretrained.input_profile is None
+    assert pretrained.clip_input.normalization is pretrained.clip_input.sampling is None
+    assert pretrained.encoder_spec.crop_size == (int(arrays["config"][0]), 160)
+    x = torch.from_numpy(arrays["x"])
+    output = pretrained.encoder(x)
+    if which == "encoder":
+        expected = arrays["encoder_out"]
+    else:
+        output = torch.nn.functional.layer_norm(output, output.shape[-1:])
+        index = torch.from_numpy(arrays["masks_pred"])[..., None].expand(-1, -1, output.shape[-1])
+        output, expected = output.gather(1, index), arrays["target"]
+    assert np.abs(output.numpy() - expected).max() <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"crop_size": (ROIS, FRAMES + 16)}, "crop_size"),
+        ({"patch_size": 8}, "patch_size"),
+        ({"add_w": "origin"}, "add_w"),
+        ({"num_heads": 4}, "num_heads"),
+        ({"model_name": "vit_small"}, "embed_dim"),
+        ({"model_name": "vit_smal"}, "Did you mean 'vit_small'"),
+        ({"pred_depth": 6}, "pred_depth"),
+        ({"pred_emb_dim": 384}, "pred_emb_dim"),
+        ({"which": "predictor"}, "network"),
+    ],
+)
+def test_a_flag_that_contradicts_the_file(run, flags, said):
+    with pytest.raises(UserError, match=said):
+        load_pretrained(run[1], **flags)
+
+
+def test_flags_that_agree_are_fine(run):
+    data, folder = run
+    load_pretrained(
+        folder,
+        crop_size=[ROIS, FRAMES],
+        patch_size=16,
+        add_w="mapping",
+        pred_depth=1,
+        pred_emb_dim=16,
+        gradient_csv_path=data / "gradients.csv",
+    )
+
+
+def test_other_gradients_are_refused(run, tmp_path):
+    other = tmp_path / "other.csv"
+    np.savetxt(other, np.random.default_rng(1).normal(size=(ROIS, COMPONENTS)), delimiter=",")
+    with pytest.raises(UserError, match="differs from the gradients"):
+        load_pretrained(run[1], gradient_csv_path=other)
+
+
+def test_only_a_file_of_the_release_may_lack_its_gradients(run, tmp_path):
+    data, folder = run
+    state = load_checkpoint(find_checkpoint(folder))
+    del state["target_encoder"]["module.gradient_pos_embed"]
+    torch.save(state, tmp_path / "ours.pth.tar")
+    with pytest.raises(UserError, match="gradient_pos_embed is missing"):
+        load_pretrained(tmp_path / "ours.pth.tar", gradient_csv_path=data / "gradients.csv")
+    path, arrays, flags = reference("tiny_mapping", tmp_path)
+    pretrained = load_pretrained(path, **flags)
+    np.testing.assert_allclose(pretrained.gradients, arrays["gradient"], rtol=1e-6)
+    released = load_checkpoint(path)
+    del released["target_encoder"]["module.norm.bias"]
+    torch.save(released, tmp_path / "other.pth.tar")
+    with pytest.raises(UserError, match=r"norm\.bias is missing"):
+        load_pretrained(tmp_path / "other.pth.tar", **flags)
+
+
+def test_release_checkpoint_without_what_it_needs(tmp_path):
+    path, arrays, flags = reference("tiny_mapping", tmp_path)
+    with pytest.raises(UserError, match="gradient_csv_path"):
+        load_pretrained(path, num_heads=flags["num_heads"])
+    with pytest.raises(UserError, match="Give num_heads"):
+        load_pretrained(path, gradient_csv_path=flags["gradient_csv_path"])
+    narrow = tmp_path / "narrow.csv"
+    np.savetxt(narrow, arrays["gradient"][:, :3], delimiter=",")
+    with pytest.raises(UserError, match="has 3 columns"):
+        load_pretrained(path, num_heads=flags["num_heads"], gradient_csv_path=narrow)
+
+
+def test_epochs_of_a_run_folder(run, tmp_path):
+    folder = run[1]
+    assert find_checkpoint(folder).name == "jepa-latest.pth.tar"
+    assert find_checkpoint(folder, 2).name == "jepa-ep2.pth.tar"
+    with pytest.raises(UserError, match="jepa-ep2"):
+        find_checkpoint(folder, 300)
+    with pytest.raises(UserError, match="load_epoch is 3"):
+        find_checkpoint(folder / "jepa-ep2.pth.tar", 3)
+    shutil.copy(folder / "jepa-latest.pth.tar", tmp_path / "a-latest.pth.tar")
+    shutil.copy(folder / "jepa-latest.pth.tar", tmp_path / "b-latest.pth.tar")
+    with pytest.raises(UserError, match="2 checkpoints"):
+        find_checkpoint(tmp_path)
+
+
+def test_not_an_encoder(tmp_path):
+    torch.save({"target_encoder": {"module.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="holds no Brain-JEPA encoder"):
+        load_pretrained(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": [1, 2]}, "'model' is a list"),
+        ({"args": {"model_name": "vit_base"}}, "'args' is a dict"),
+        ({"patch": torch.zeros(8, 1, 16)}, r"patch_embed\.proj\.weight has shape \[8, 1, 16\]"),
+    ],
+)
+def test_files_of_other_programs(tmp_path, changes, said):
+    path, _, flags = reference("tiny_finetuned", tmp_path)
+    state = dict(load_checkpoint(path))
+    if "patch" in changes:
+        name = "encoder.patch_embed.proj.weight"
+        changes = {"model": {**state["model"], name: changes["patch"]}}
+    torch.save(state | changes, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=said):
+        load_pretrained(tmp_path / "other.pth", **flags)
+
+
+def test_rois_of_a_folder_are_compared(run, make_folder):
+    data, folder = run
+    pretrained = load_pretrained(folder)
+    pretrained.check_folder(DataFolder(data))
+    with pytest.raises(UserError, match="has 12 ROIs"):
+        pretrained.check_folder(DataFolder(make_folder()))
+    with pytest.raises(UserError, match="ROI 1 is 'roi0'"):
+        pretrained.check_folder(DataFolder(make_folder("same_size", n_rois=ROIS)))
