@@ -7,8 +7,8 @@ import numpy as np
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
-from downstream_tasks.features import baselines
-from downstream_tasks.features.table import ENCODED, Representations
+from downstream_tasks.features.registry import REGISTRY
+from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.result import HeadResult, Row
 
@@ -45,32 +45,29 @@ def baseline_rows(
     rows = []
     for name in names:
         logger.info("baseline: %s", name)
-        if name == "majority":
-            rows.append(no_features_row(representations.cohort, problems))
+        entry, title = REGISTRY[name], representations.title(name)
+        if entry.reads == "nothing":
+            rows.append(no_features_row(representations.cohort, problems, name))
             continue
-        kind = "control" if name in ("time_permuted", "held_constant") else "baseline"
-        if name in ENCODED and encoded_fit is not None:
+        if entry.reads == "encoder" and encoded_fit is not None:
             results = [encoded_fit(name, problem) for problem in problems]
-            rows.append(Row(representations.title(name), encoded_head, kind, results))
+            rows.append(Row(title, encoded_head, entry.kind, results))
             continue
         features = representations.features(name)
         fits = {plain: fit_plain} if name == "fc" else {}
         for head_name, fit_one in (fits | {head: fit}).items():
             results = [fit_one(features, problem) for problem in problems]
-            rows.append(Row(representations.title(name), head_name, kind, results))
+            rows.append(Row(title, head_name, entry.kind, results))
     return rows
 
 
-def no_features_row(cohort: Cohort, problems: Sequence[Problem]) -> Row:
+def no_features_row(cohort: Cohort, problems: Sequence[Problem], name: str = "majority") -> Row:
     """What one gets without looking at the brain: class frequencies, or the mean target."""
+    entry = REGISTRY[name]
     results = []
     for problem in problems:
-        train, n_classes, n = problem.split.train, problem.target.n_classes, len(cohort.y)
-        y_train = problem.target.y[train]
-        if n_classes:
-            scores = baselines.majority_scores(y_train, n_classes, n)
-        else:
-            scores = np.full(n, y_train.mean())
-        results.append(HeadResult(scores, {}))
-    title = "Majority class" if cohort.is_classification else "Mean of the training people"
-    return Row(title, "none", "baseline", results)
+        y_train, n = problem.target.y[problem.split.train], len(cohort.y)
+        results.append(HeadResult(entry.function(y_train, problem.target.n_classes, n), {}))
+    events = bool((cohort.examples["start"] >= 0).any())
+    title = entry.title_of(events, not cohort.is_classification)
+    return Row(title, "none", entry.kind, results)

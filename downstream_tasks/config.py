@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from downstream_tasks.features.registry import REGISTRY, baseline_names, explain_names
 from downstream_tasks.scoring.metrics import metric_names
 from src.datasets.normalization import Method
 from src.utils.errors import UserError, nearest
@@ -45,20 +46,6 @@ TASK_FOLDER = Path("configs/downstream")
 
 Protocol = Literal[
     "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "knn", "fingerprint"
-]
-Baseline = Literal[
-    "majority",  # majority class, or the mean of the target
-    "fc",  # functional connectivity of the whole run (event: scored patch), Fisher z
-    "fc_clips",  # the same of the clips the encoder sees
-    "roi_stats",  # mean and variance of each ROI (event: in the scored patch)
-    "log_sd",  # log standard deviation of each ROI (event: in the scored patch)
-    "raw_clip",  # every value of the clip the encoder sees
-    "patch_means",  # mean of each patch of that clip
-    "raw_patch",  # unit: event; every value of the scored patch
-    "patch_mean",  # unit: event; mean of each ROI in the scored patch
-    "random_weights",  # the same encoder, untrained
-    "time_permuted",  # the encoder on clips whose frames are shuffled in every ROI by itself
-    "held_constant",  # the encoder on clips in which every ROI keeps its mean value
 ]
 
 
@@ -131,7 +118,7 @@ class EvaluationConfig:
     # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
     # everyone the majority class); what is trained by gradient is unweighted, as published.
     class_weights: Literal["none", "balanced"] | None = None
-    baselines: tuple[Baseline, ...] = (
+    baselines: tuple[str, ...] = (  # names of features/registry.py
         "majority",
         "fc",
         "roi_stats",
@@ -349,11 +336,15 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         "evaluation.metric",
         f"{', '.join(metrics)}{nearest(config.metric, metrics).rstrip('.')}",
     )
-    misplaced = {"raw_patch", "patch_mean"} & {*config.evaluation.baselines}
+    baselines, known = config.evaluation.baselines, baseline_names()
     yield Relation(
-        data.unit == "event" or not misplaced,
+        {*baselines} <= {*known}, "evaluation.baselines", explain_names(baselines, known)
+    )
+    of_events = [name for name in known if REGISTRY[name].reads == "patch"]
+    yield Relation(
+        data.unit == "event" or not {*of_events} & {*baselines},
         "evaluation.baselines",
-        "raw_patch and patch_mean of events only",
+        f"{' and '.join(of_events)} of events only",
     )
     for name in ("fine_tune", "linear_probe", "attentive_probe"):
         section = getattr(config, name)

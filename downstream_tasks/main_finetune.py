@@ -21,7 +21,8 @@ from downstream_tasks.comparison import baseline_rows
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import fine_tune, score_test
 from downstream_tasks.evaluation import describe_checkpoint, load_model, load_people, prepare
-from downstream_tasks.features.table import ENCODED, MODEL_NAME, Representations
+from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
+from downstream_tasks.features.table import Representations
 from downstream_tasks.finetune_state import BEST, LATEST, refuse_stored_run, seed_folder
 from downstream_tasks.heads.result import HeadResult, Row
 from downstream_tasks.report.write import write_report
@@ -116,7 +117,7 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> dict[str, An
     rows = [Row(MODEL_NAME, HEAD_NAME, "model", results)]
     if all(len(problem.split.train) for problem in problems):
         # The others describe an encoder before it was fine-tuned.
-        names = tuple(n for n in config.evaluation.baselines if n not in ENCODED)
+        names = tuple(n for n in config.evaluation.baselines if REGISTRY[n].reads != "encoder")
         raw = dataclasses.replace(
             config, evaluation=dataclasses.replace(config.evaluation, baselines=names)
         )

@@ -17,7 +17,8 @@ from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, load_model
-from downstream_tasks.features.table import MODEL_NAME, TITLES, Representations
+from downstream_tasks.features.registry import REGISTRY
+from downstream_tasks.features.table import Representations
 from downstream_tasks.report.rows import compare_with_fc, summary_line
 from downstream_tasks.report.write import write_results
 from src.datasets.folder import DataFolder
@@ -42,16 +43,17 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> dict[str,
     n = len(cohort.units)
     pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     representations = Representations(config, cohort, pretrained, device)
-    kinds = {"time_permuted": "control", "held_constant": "control"}
     scored, predictions = [], []
-    for name in ("model", *(b for b in config.evaluation.baselines if b != "majority")):
+    for name in ("model", *config.evaluation.baselines):
+        entry = REGISTRY[name]
+        if entry.reads == "nothing":
+            continue
         logger.info("fingerprint: %s", name)
         features = representations.features(name).astype(np.float64)
         forward, backward = identify(features[:n], features[n:])
-        people, title = cohort.units["participant_id"].to_numpy(), TITLES.get(name, MODEL_NAME)
+        people, title = cohort.units["participant_id"].to_numpy(), entry.title
         hits = np.stack([forward == np.arange(n), backward == np.arange(n)], axis=1).astype(float)
-        kind = "model" if name == "model" else kinds.get(name, "baseline")
-        scored.append(_line(title, "correlation", kind, hits, config.evaluation.n_bootstrap))
+        scored.append(_line(title, "correlation", entry.kind, hits, config.evaluation.n_bootstrap))
         predictions.append(
             cohort.units.assign(method=title, forward=people[forward], backward=people[backward])
         )

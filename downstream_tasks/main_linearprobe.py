@@ -18,7 +18,8 @@ from downstream_tasks.comparison import baseline_rows, no_features_row
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, prepare
 from downstream_tasks.features.encode import weights_digest
-from downstream_tasks.features.table import MODEL_NAME, Representations
+from downstream_tasks.features.registry import MODEL_NAME
+from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.attentive_probe import AttentiveHead, attentive_probe, score_attentive
 from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.linear_probe import lars_probe

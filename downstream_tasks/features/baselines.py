@@ -41,15 +41,9 @@ def raw_values(series: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(series, dtype=np.float32).ravel()
 
 
-def patch_means(patch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Function giving the mean of each patch of ``patch_size`` frames, ``[R (T / patch_size)]``."""
-
-    def means(series: np.ndarray) -> np.ndarray:
-        rois, frames = series.shape
-        patches = series.reshape(rois, frames // patch_size, patch_size)
-        return patches.mean(axis=2, dtype=np.float64).astype(np.float32).ravel()
-
-    return means
+def patch_means(patches: np.ndarray) -> np.ndarray:
+    """Mean of each patch of ``[R, P, frames]``, as ``[R P]``."""
+    return patches.mean(axis=2, dtype=np.float64).astype(np.float32).ravel()
 
 
 def feature_table(
@@ -75,13 +69,15 @@ def feature_table(
     return table
 
 
-# --- controls: what the encoder is shown in place of the clip ------------------------------------
-
-
 # --- no features at all --------------------------------------------------------------------------
 
 
-def majority_scores(y_train: np.ndarray, n_classes: int, n_examples: int) -> np.ndarray:
-    """Class frequencies of the training examples as everyone's probabilities, ``[n, C]``."""
+def training_prior(y_train: np.ndarray, n_classes: int, n_examples: int) -> np.ndarray:
+    """What the training examples alone say of everyone: their class frequencies, ``[n, C]``.
+
+    With ``n_classes`` 0 it is their mean target, ``[n]``.
+    """
+    if not n_classes:
+        return np.full(n_examples, y_train.mean())
     frequency = np.bincount(y_train, minlength=n_classes) / len(y_train)
     return np.tile(frequency, (n_examples, 1))

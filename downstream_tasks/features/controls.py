@@ -1,4 +1,7 @@
-"""Controls: what the encoder is shown in place of the clip."""
+"""Controls: what the encoder is shown in place of the clip.
+
+Each maps clips ``[B, 1, R, T]`` and one seed per clip to clips of the same shape.
+"""
 
 import torch
 from torch import Tensor
@@ -18,6 +21,6 @@ def permute_in_time(fmri: Tensor, seeds: Tensor) -> Tensor:
     return shuffled
 
 
-def hold_constant(fmri: Tensor) -> Tensor:
+def hold_constant(fmri: Tensor, seeds: Tensor | None = None) -> Tensor:
     """Replace each ROI's series by its mean: ``[B, 1, R, T]``; only the ROI means are left."""
     return fmri.mean(dim=-1, keepdim=True).expand_as(fmri).contiguous()

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from downstream_tasks.cohort.clips import ExampleClips
-from downstream_tasks.features.controls import hold_constant, permute_in_time
 from downstream_tasks.features.pooling import pool
+from downstream_tasks.features.registry import REGISTRY
 from src.models.vision_transformer import VisionTransformer
 from src.utils.files import replacing, write_text
 from src.utils.loading import batches_of
 from src.utils.precision import autocast
 from src.utils.progress import progress_bar
-
-Control = Literal["none", "time_permuted", "held_constant"]
 
 _TOKEN_DTYPE = "float16"  # layer-normed tokens are of order 1; half the disk of float32
 
@@ -69,7 +67,7 @@ def encode_clips(
     *,
     level: str = "pooled",
     patch: int | None = None,
-    control: Control = "none",
+    control: str = "none",
     device: torch.device,
     batch_size: int = 16,
     num_workers: int = 0,
@@ -82,7 +80,7 @@ def encode_clips(
         level: the mean of all tokens ("pooled", ``[n_clips, D]``), the mean of each ROI's ("roi",
             ``[n_clips, R, D]``) or every token ("token", ``[n_clips, N, D]``, float16).
         patch: only the tokens of this time patch (the scored one).
-        control: what the encoder sees in place of the clip, see :mod:`baselines`.
+        control: name of the entry that says what the encoder sees in place of the clip.
         label: of the progress bar.
     """
     grid = encoder.num_patches_2d
@@ -115,11 +113,9 @@ def encode_clips(
     return store.get(key, shape, _TOKEN_DTYPE if level == "token" else "float32", encode)
 
 
-def apply_control(fmri: Tensor, items: Tensor, control: Control) -> Tensor:
+def apply_control(fmri: Tensor, items: Tensor, control: str) -> Tensor:
     """What the encoder is shown for clips ``[B, 1, R, T]``; permutations depend on the item."""
-    if control == "time_permuted":
-        return permute_in_time(fmri, items)
-    return hold_constant(fmri) if control == "held_constant" else fmri
+    return fmri if control == "none" else REGISTRY[control].function(fmri, items)
 
 
 def select_tokens(encoded: Tensor, grid: tuple[int, int], patch: int | None, level: str) -> Tensor:

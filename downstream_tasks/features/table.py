@@ -9,56 +9,19 @@ import torch
 from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.features import baselines
+from downstream_tasks.features.baselines import feature_table
 from downstream_tasks.features.encode import FeatureStore, encode_clips, mean_over_clips
+from downstream_tasks.features.registry import REGISTRY
 from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
 
-MODEL_NAME = "Brain-JEPA"
-
-
-ENCODED = ("random_weights", "time_permuted", "held_constant")
-
-
-TITLES = {
-    "fc": "FC",
-    "fc_clips": "FC of the clips",
-    "roi_stats": "ROI mean and variance",
-    "log_sd": "ROI log SD",
-    "raw_clip": "Raw clip (whole)",
-    "patch_means": "Patch means (whole clip)",
-    "raw_patch": "Raw values of the scored patch",
-    "patch_mean": "Mean of the scored patch",
-    "random_weights": "Untrained encoder",
-    "time_permuted": f"{MODEL_NAME}, frames shuffled",
-    "held_constant": f"{MODEL_NAME}, held constant",
-}
-
-
-# Of an event, what is called otherwise than of a run. FC keeps its name: rows are compared with it.
-EVENT_TITLES = {
-    "fc_clips": "FC of the whole clip",
-    "roi_stats": "ROI mean and variance (scored patch)",
-    "log_sd": "ROI log SD (scored patch)",
-}
-
-
-_OF_RUNS = ("fc", "roi_stats", "log_sd")  # of an event: of its scored patch
-
-
-_OF_PATCHES = (*_OF_RUNS, "raw_patch", "patch_mean")
-
 
 class Representations:
-    """Features of the examples of a cohort, by name, computed when asked for and then kept.
+    """Features of the examples of a cohort, by the names of :mod:`registry`.
 
-    ``model`` is the checkpoint's encoder; the other names are those of ``evaluation.baselines``.
-    ``fc``, ``roi_stats`` and ``log_sd`` come from the whole run as it is stored, the rest from the
-    normalised clips.
-
-    Of an event the encoder's tokens of the scored patch are used, which have attended to the whole
-    clip. ``raw_clip``, ``patch_means`` and ``fc_clips`` therefore have the whole clip too; ``fc``,
-    ``roi_stats``, ``log_sd``, ``raw_patch`` and ``patch_mean`` tell what the patch holds by itself.
+    They are computed when asked for and then kept. Of an event the encoder's tokens of the scored
+    patch are used, which have attended to the whole clip. What reads the clip has the whole clip
+    too; what reads the run or the patch tells what the patch holds by itself.
     """
 
     def __init__(
@@ -76,12 +39,13 @@ class Representations:
 
     def title(self, name: str) -> str:
         """Name of the row of a baseline."""
-        return (EVENT_TITLES if self.clips.has_events else {}).get(name, TITLES[name])
+        regression = not self.cohort.is_classification
+        return REGISTRY[name].title_of(self.clips.has_events, regression)
 
     def features(self, name: str) -> np.ndarray:
         """Features ``[n_examples, F]``; those of several clips are averaged."""
         if name not in self._kept:
-            if name == "model" or name in ENCODED:
+            if REGISTRY[name].reads == "encoder":
                 encoded = self.encoded(name, self.config.evaluation.level)
                 self._kept[name] = mean_over_clips(encoded, self.clips.per_example)
             else:
@@ -90,9 +54,9 @@ class Representations:
 
     def encoded(self, name: str, level: str) -> np.ndarray:
         """Encoder features of every clip at a level of :func:`features.encode_clips`."""
-        evaluation = self.config.evaluation
+        evaluation, entry = self.config.evaluation, REGISTRY[name]
         encoder = self.pretrained.encoder
-        if name == "random_weights":
+        if entry.untrained:
             encoder = self.pretrained.untrained(evaluation.seed)
         return encode_clips(
             encoder,
@@ -100,30 +64,27 @@ class Representations:
             self.store,
             level=level,
             patch=self.patch,
-            control=name if name in ("time_permuted", "held_constant") else "none",
+            control=name if entry.function else "none",
             device=self.device,
             batch_size=evaluation.encoder_batch_size,
             num_workers=self.config.data.num_workers,
             bfloat16=evaluation.bfloat16,
-            label=TITLES.get(name, MODEL_NAME),
+            label=entry.title,
         )
 
     def _raw(self, name: str) -> np.ndarray:
-        functions = {
-            "fc": baselines.functional_connectivity,
-            "fc_clips": baselines.functional_connectivity,
-            "roi_stats": baselines.roi_statistics,
-            "log_sd": baselines.log_roi_sd,
-            "raw_clip": baselines.raw_values,
-            "patch_means": baselines.patch_means(self.pretrained.encoder_spec.patch_size),
-            "raw_patch": baselines.raw_values,
-            "patch_mean": baselines.patch_means(self.pretrained.encoder_spec.patch_size),
-        }
-        if self.patch is None and name in _OF_RUNS:
+        entry, size = REGISTRY[name], self.pretrained.encoder_spec.patch_size
+
+        def function(series: np.ndarray) -> np.ndarray:
+            if entry.by_patch:
+                series = series.reshape(len(series), -1, size)
+            return entry.function(series)
+
+        if entry.reads == "run" and self.patch is None:
             items = self._whole_runs()
         else:
-            items = self._clip_values(self.patch if name in _OF_PATCHES else None)
-        return baselines.feature_table(items, functions[name], len(self.cohort.y))
+            items = self._clip_values(None if entry.reads == "clip" else self.patch)
+        return feature_table(items, function, len(self.cohort.y))
 
     def _whole_runs(self) -> Iterator[tuple[int, np.ndarray]]:
         folder = DataFolder(self.config.data.data_path)

@@ -39,7 +39,7 @@ def test_roi_features_by_hand(series):
     log_sd = baselines.log_roi_sd(series)
     assert np.isfinite(log_sd).all()
     np.testing.assert_allclose(log_sd[0], np.log(series[0].std()), rtol=1e-5)
-    means = baselines.patch_means(8)(series).reshape(6, 5)
+    means = baselines.patch_means(series.reshape(6, 5, 8)).reshape(6, 5)
     np.testing.assert_allclose(means[2, 1], series[2, 8:16].mean(), rtol=1e-5)
     np.testing.assert_array_equal(baselines.raw_values(series).reshape(6, 40), series)
 
@@ -71,5 +71,5 @@ def test_holding_constant_leaves_the_roi_means():
 
 
 def test_majority_is_the_training_frequency():
-    scores = baselines.majority_scores(np.array([0, 1, 1, 2]), 4, 3)
+    scores = baselines.training_prior(np.array([0, 1, 1, 2]), 4, 3)
     np.testing.assert_allclose(scores, [[0.25, 0.5, 0.25, 0.0]] * 3)

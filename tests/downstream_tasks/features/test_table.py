@@ -12,7 +12,8 @@ from downstream_tasks.cohort.splits import Split
 from downstream_tasks.comparison import no_features_row
 from downstream_tasks.config import task_from_dict
 from downstream_tasks.features import baselines
-from downstream_tasks.features.table import TITLES, Representations
+from downstream_tasks.features.registry import REGISTRY
+from downstream_tasks.features.table import Representations
 from src.datasets.folder import DataFolder
 from src.pretrained.load import load_pretrained
 from tests.downstream_tasks.conftest import labelled_folder, make_cohort, write_checkpoint
@@ -63,7 +64,7 @@ def test_events_have_rows_of_the_whole_clip_and_rows_of_the_scored_patch(files, 
     }
     for name, values in expected.items():
         np.testing.assert_allclose(representations.features(name)[1], values, rtol=1e-4, atol=1e-6)
-    titles = [representations.title(name) for name in TITLES]
+    titles = [representations.title(name) for name in REGISTRY]
     assert len(set(titles)) == len(titles)
     assert all("patch" in representations.title(name) for name in ("raw_patch", "roi_stats"))
     assert all("whole" in representations.title(name) for name in ("raw_clip", "fc_clips"))

@@ -1,0 +1,148 @@
+"""What may stand in a table of results: the model, its readouts, baselines and controls.
+
+A new one is an entry of ``REGISTRY``, nothing else: configuration, features, table and fingerprint
+read it there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from downstream_tasks.features import baselines, controls
+from src.utils.errors import nearest
+
+MODEL_NAME = "Brain-JEPA"
+
+Kind = Literal["model", "baseline", "control"]
+Reads = Literal["nothing", "run", "clip", "patch", "encoder"]
+
+
+@dataclass(frozen=True)
+class Representation:
+    """One entry: how its row is called, and what is computed from what.
+
+    Attributes:
+        name: in ``evaluation.baselines``.
+        title: of its row.
+        kind: what the row is to the reader.
+        reads: what ``function`` is given.
+
+            - ``"nothing"``: ``(y_train, n_classes, n_examples)``; it returns the scores of all
+              examples, and no head is fitted.
+            - ``"run"``: the run as it is stored, ``[R, T_run]``; of an event its scored patch. Like
+              the following two it returns a vector; the vectors of several clips are averaged.
+            - ``"clip"``: the normalised clip that the encoder sees, ``[R, T]``.
+            - ``"patch"``: the scored patch of that clip; events only.
+            - ``"encoder"``: clips ``[B, 1, R, T]`` and one seed per clip; it returns what the
+              encoder is shown in their place. ``None`` shows them as they are.
+        event_title: of the row where examples are events, if it differs.
+        regression_title: of the row where the target is a number, if it differs.
+        by_patch: the series comes as patches, ``[R, P, frames]``.
+        untrained: the encoder has random weights.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    reads: Reads
+    function: Callable[..., Any] | None = None
+    event_title: str | None = None
+    regression_title: str | None = None
+    by_patch: bool = False
+    untrained: bool = False
+
+    def title_of(self, events: bool, regression: bool) -> str:
+        """Title of the row where examples are events, or the target is a number."""
+        if events and self.event_title:
+            return self.event_title
+        return (regression and self.regression_title) or self.title
+
+
+REGISTRY: dict[str, Representation] = {
+    entry.name: entry
+    for entry in (
+        Representation("model", MODEL_NAME, "model", "encoder"),
+        Representation(
+            "majority",
+            "Majority class",
+            "baseline",
+            "nothing",
+            baselines.training_prior,
+            regression_title="Mean of the training people",
+        ),
+        # FC keeps its name with events: rows are compared with it.
+        Representation("fc", "FC", "baseline", "run", baselines.functional_connectivity),
+        Representation(
+            "fc_clips",
+            "FC of the clips",
+            "baseline",
+            "clip",
+            baselines.functional_connectivity,
+            event_title="FC of the whole clip",
+        ),
+        Representation(
+            "roi_stats",
+            "ROI mean and variance",
+            "baseline",
+            "run",
+            baselines.roi_statistics,
+            event_title="ROI mean and variance (scored patch)",
+        ),
+        Representation(
+            "log_sd",
+            "ROI log SD",
+            "baseline",
+            "run",
+            baselines.log_roi_sd,
+            event_title="ROI log SD (scored patch)",
+        ),
+        Representation("raw_clip", "Raw clip (whole)", "baseline", "clip", baselines.raw_values),
+        Representation(
+            "patch_means",
+            "Patch means (whole clip)",
+            "baseline",
+            "clip",
+            baselines.patch_means,
+            by_patch=True,
+        ),
+        Representation(
+            "raw_patch", "Raw values of the scored patch", "baseline", "patch", baselines.raw_values
+        ),
+        Representation(
+            "patch_mean",
+            "Mean of the scored patch",
+            "baseline",
+            "patch",
+            baselines.patch_means,
+            by_patch=True,
+        ),
+        Representation(
+            "random_weights", "Untrained encoder", "baseline", "encoder", untrained=True
+        ),
+        Representation(
+            "time_permuted",
+            f"{MODEL_NAME}, frames shuffled",
+            "control",
+            "encoder",
+            controls.permute_in_time,
+        ),
+        Representation(
+            "held_constant",
+            f"{MODEL_NAME}, held constant",
+            "control",
+            "encoder",
+            controls.hold_constant,
+        ),
+    )
+}
+
+
+def baseline_names() -> list[str]:
+    """What ``evaluation.baselines`` may hold: every entry but the model itself."""
+    return [name for name, entry in REGISTRY.items() if entry.kind in ("baseline", "control")]
+
+
+def explain_names(names: tuple[str, ...], allowed: list[str]) -> str:
+    """Text of what is allowed, with the nearest name of the first in ``names`` that is not."""
+    wrong = next((name for name in names if name not in allowed), "")
+    return f"names of {', '.join(allowed)}.{nearest(wrong, allowed)}".rstrip(".")

@@ -1,0 +1,94 @@
+"""What may stand in a table: a new representation is one entry, and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+
+from downstream_tasks import main_linearprobe
+from downstream_tasks.config import task_from_dict
+from downstream_tasks.features.registry import REGISTRY, Representation
+from src.utils.errors import UserError
+from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("registry")
+    data = labelled_folder(folder / "data")
+    return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
+
+
+def task(files, out, protocol, baselines, **evaluation):
+    data, checkpoint = files
+    return task_from_dict(
+        {
+            "name": "small",
+            "protocol": protocol,
+            "output_root": str(out),
+            "data": {"data_path": str(data), "target": "sex", "num_workers": 0},
+            "model": {"load_path": str(checkpoint)},
+            "evaluation": {"num_seed": 1, "n_bootstrap": 20, "baselines": baselines} | evaluation,
+        },
+        "test",
+    )
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """A baseline of runs, a control of the encoder and a row without features."""
+    seen = []
+
+    def reversed_in_time(fmri, seeds):
+        seen.append(len(seeds))
+        return fmri.flip(-1)
+
+    entries = (
+        Representation(
+            "first_frame", "First frame", "baseline", "run", lambda series: series[:, 0]
+        ),
+        Representation("reversed", "Time reversed", "control", "encoder", reversed_in_time),
+        Representation(
+            "coin", "Coin", "baseline", "nothing", lambda y, classes, n: np.full((n, 2), 0.5)
+        ),
+    )
+    for entry in entries:
+        monkeypatch.setitem(REGISTRY, entry.name, entry)
+    return [entry.name for entry in entries], seen
+
+
+def test_a_new_entry_has_its_row_with_nothing_else_changed(files, tmp_path, added):
+    names, seen = added
+    results = main_linearprobe.run(task(files, tmp_path, "logistic", names), CPU)
+    rows = {(row["name"], row["head"]): row["kind"] for row in results["rows"]}
+    assert rows == {
+        ("Brain-JEPA", "logistic"): "model",
+        ("First frame", "logistic"): "baseline",
+        ("Time reversed", "logistic"): "control",
+        ("Coin", "none"): "baseline",
+    }
+    assert sum(seen) == 40
+    table = (tmp_path / "small" / "logistic" / "results.md").read_text()
+    assert "First frame" in table
+    assert "Time reversed" in table
+
+
+def test_a_new_entry_is_among_the_fingerprints(files, tmp_path, added):
+    data = labelled_folder(tmp_path / "two_runs", people=6, runs=2)
+    config = task((data, files[1]), tmp_path, "fingerprint", added[0])
+    rows = main_linearprobe.run(config, CPU)["rows"]
+    assert {row["name"]: row["kind"] for row in rows} == {
+        "Brain-JEPA": "model",
+        "First frame": "baseline",
+        "Time reversed": "control",
+        "Chance": "baseline",
+    }
+
+
+def test_names_are_those_of_the_registry(files, tmp_path, added):
+    task(files, tmp_path, "logistic", added[0])  # a new one is known
+    with pytest.raises(UserError, match=r"evaluation\.baselines.*Did you mean 'first_frame'\?"):
+        task(files, tmp_path, "logistic", ["fc", "first_fram"])
+    with pytest.raises(UserError, match=r"evaluation\.baselines"):
+        task(files, tmp_path, "logistic", ["model"])  # is in every table, not beside itself
