@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from downstream_tasks.features.registry import REGISTRY, baseline_names, explain_names
-from downstream_tasks.scoring.metrics import metric_names
+from downstream_tasks.scoring.metrics import main_metric_names
 from src.datasets.normalization import Method
 from src.utils.errors import UserError, nearest
 from src.utils.yaml_config import (
@@ -330,7 +330,7 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
     given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
     first, last = (given[0], given[-1]) if given else ("", "stride")
     yield Relation(len(given) < 2, f"data.{last}", f"unset beside {first}")
-    metrics = metric_names(data.type, len(data.classes) or data.nb_classes or 2)
+    metrics = main_metric_names(data.type, len(data.classes) or data.nb_classes or 2)
     yield Relation(
         config.metric in metrics,
         "evaluation.metric",

@@ -10,7 +10,7 @@ from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import assert_disjoint, load_split, make_splits, split_path
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.scoring.metrics import metric_names
+from downstream_tasks.scoring.metrics import main_metric_names
 from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
 from src.pretrained.load import load_pretrained
@@ -79,7 +79,7 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
     """
     clip_input = task_clip_input(config.data, pretrained)
     cohort = load_cohort(folder, config.data, clip_input, pretrained.encoder_spec.patch_size)
-    allowed = metric_names(config.data.type, len(cohort.classes))
+    allowed = main_metric_names(config.data.type, len(cohort.classes))
     if config.metric not in allowed:
         raise UserError(
             f"evaluation.metric is {config.metric}, which {len(cohort.classes)} classes "

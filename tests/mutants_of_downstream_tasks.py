@@ -462,6 +462,20 @@ ROWS = [
         "what diverged is never the best",
     ),
     (
+        "downstream_tasks/scoring/calibration.py",
+        "np.arange(1, N_BINS) / N_BINS",
+        "np.quantile(p, np.arange(1, N_BINS) / N_BINS)",
+        "tests/downstream_tasks/scoring/test_calibration.py::test_the_curve_is_scikit_learns",
+        "bins of probability do not move with the data",
+    ),
+    (
+        "downstream_tasks/scoring/calibration.py",
+        "return probabilities.max(axis=1), (y == called).astype(float)",
+        "return probabilities[:, 0], (y == 0).astype(float)",
+        "tests/downstream_tasks/scoring/test_calibration.py::test_of_several_classes_the_one_called_is_judged",
+        "calibration of several classes is of the class called",
+    ),
+    (
         "downstream_tasks/scoring/bootstrap.py",
         "positions = [np.searchsorted(people, run.people) for run in runs]",
         "positions = [np.arange(len(run.people)) % len(people) for run in runs]",

@@ -33,6 +33,7 @@ SCORERS = {
     "f1": "f1",
     "auroc": "roc_auc_ovr",
     "average_precision": "average_precision",
+    "brier": "neg_brier_score",
     "mse": "neg_mean_squared_error",
     "mae": "neg_mean_absolute_error",
     "mse_raw": "neg_mean_squared_error",

@@ -17,6 +17,8 @@ METRIC_TITLES = {
     "f1": "F1",
     "auroc": "AUROC",
     "average_precision": "Average precision",
+    "brier": "Brier score",
+    "ece": "Calibration error (ECE)",
     "mse": "MSE (z)",
     "mae": "MAE (z)",
     "r2": "R2",

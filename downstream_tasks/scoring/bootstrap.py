@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from downstream_tasks.scoring.calibration import weighted_calibration
+
 _CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
 
 
@@ -98,7 +100,7 @@ def _weighted_classification(
     undefined = occurs < n_classes
     result["auroc"][undefined] = np.nan
     result["average_precision"][undefined] = np.nan
-    return result
+    return result | weighted_calibration(y, probabilities, weights)
 
 
 def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as skm
 
+from downstream_tasks.scoring.calibration import CALIBRATION_METRICS, calibration_metrics
+
 logger = logging.getLogger(__name__)
 
 CLASSIFICATION_METRICS = (
@@ -21,9 +23,10 @@ CLASSIFICATION_METRICS = (
     "f1",  # of the second class, two classes only: the F1 column of the paper
     "auroc",
     "average_precision",
+    *CALIBRATION_METRICS,
 )
 REGRESSION_METRICS = ("mse", "mae", "r2", "pearson", "spearman", "mse_raw", "mae_raw")
-LOWER_IS_BETTER = frozenset({"mse", "mae", "mse_raw", "mae_raw"})
+LOWER_IS_BETTER = frozenset({"mse", "mae", "mse_raw", "mae_raw", *CALIBRATION_METRICS})
 
 
 def metric_names(task_type: str, n_classes: int = 2) -> tuple[str, ...]:
@@ -31,6 +34,11 @@ def metric_names(task_type: str, n_classes: int = 2) -> tuple[str, ...]:
     if task_type == "regression":
         return REGRESSION_METRICS
     return tuple(m for m in CLASSIFICATION_METRICS if m != "f1" or n_classes == 2)
+
+
+def main_metric_names(task_type: str, n_classes: int = 2) -> tuple[str, ...]:
+    """Those that may select a setting: without ``ece``, which class frequencies bring to 0."""
+    return tuple(m for m in metric_names(task_type, n_classes) if m != "ece")
 
 
 def selection_key(metric: str, score: float, loss: float) -> tuple[float, float]:
@@ -72,9 +80,10 @@ def classification_metrics(y: np.ndarray, probabilities: np.ndarray) -> dict[str
             n_classes,
             len(y),
         )
-        return result | {"auroc": np.nan, "average_precision": np.nan}
+        ranked = {"auroc": np.nan, "average_precision": np.nan}
+        return result | ranked | calibration_metrics(y, probabilities)
     against_rest = range(1, 2) if n_classes == 2 else range(n_classes)
-    return result | {
+    ranked = {
         "auroc": float(
             np.mean([skm.roc_auc_score(y == c, probabilities[:, c]) for c in against_rest])
         ),
@@ -84,6 +93,7 @@ def classification_metrics(y: np.ndarray, probabilities: np.ndarray) -> dict[str
             )
         ),
     }
+    return result | ranked | calibration_metrics(y, probabilities)
 
 
 def confusion_matrix(y: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

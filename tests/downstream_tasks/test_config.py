@@ -97,6 +97,7 @@ def test_a_name_that_is_no_task():
         ),
         ({"evaluation": {"metric": "acuracy"}}, r"allowed: accuracy, .* Did you mean 'accuracy'\?"),
         ({"evaluation": {"metric": "mse"}}, "evaluation.metric is 'mse'"),
+        ({"evaluation": {"metric": "ece"}}, "evaluation.metric is 'ece'"),
         ({"evaluation": {"baselines": ["majorty"]}}, r"Did you mean 'majority'\?"),
         ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch and patch_mean of events only"),
         (

@@ -52,6 +52,13 @@ def test_classifiers_find_a_strong_effect(binary, kind, selection):
     assert accuracy(result, problem) > (0.75 if kind == "logistic" else 0.6)
 
 
+def test_the_brier_score_can_pick_the_setting():
+    """Random features: the strongest penalty is the best calibrated, the weakest the most sure."""
+    x, y = separable(60, 100, effect=0.0, seed=2)
+    result = fit_head("logistic", x, problem_of(y, "brier", ("F", "M")), HeadsConfig())
+    assert result.chosen["C"] == HeadsConfig().C[0]
+
+
 def test_knn_and_ridge_regress():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 6)).astype(np.float32)
