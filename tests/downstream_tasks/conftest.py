@@ -1,9 +1,11 @@
 """Small cohorts, checkpoints of every kind and fine-tuning tasks for the evaluation's tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from downstream_tasks.cohort.examples import Cohort
@@ -178,6 +180,18 @@ class Rehearsal:
         for name, changes in sections.items():
             values[name] = values.get(name, {}) | changes
         return task_from_dict(values, "a test")
+
+
+@pytest.fixture(scope="session")
+def rehearsal(tmp_path_factory) -> Rehearsal:
+    """One for all tests: they read it and write into folders of their own."""
+    return Rehearsal(tmp_path_factory.mktemp("rehearsal"))
+
+
+@pytest.fixture
+def make_config(rehearsal, tmp_path) -> Callable[..., DownstreamConfig]:
+    """A task of :class:`Rehearsal` that writes into the test's own folder."""
+    return lambda output="out", **sections: rehearsal.task(tmp_path / output, **sections)
 
 
 def write_cohort(path: Path, labels: tuple[str, ...]) -> None:

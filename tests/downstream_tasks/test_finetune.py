@@ -20,17 +20,7 @@ from src.datasets.folder.writer import FolderWriter
 from src.pretrained.load import load_pretrained
 from src.utils.distributed import Ranks
 from tests.conftest import FRAMES, ROIS
-from tests.downstream_tasks.conftest import CPU, Rehearsal, reference, stored_weights
-
-
-@pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory) -> Rehearsal:
-    return Rehearsal(tmp_path_factory.mktemp("rehearsal"))
-
-
-@pytest.fixture
-def make_config(rehearsal, tmp_path):
-    return lambda output="out", **sections: rehearsal.task(tmp_path / output, **sections)
+from tests.downstream_tasks.conftest import CPU, reference, stored_weights
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -17,18 +17,7 @@ from src.models.downstream_vit import DownstreamViT
 from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 from src.utils.schedulers import WarmupCosine
-from tests.downstream_tasks.conftest import CPU, Rehearsal
-
-
-@pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory) -> Rehearsal:
-    return Rehearsal(tmp_path_factory.mktemp("rehearsal"))
-
-
-@pytest.fixture
-def make_config(rehearsal, tmp_path):
-    return lambda output="out", **sections: rehearsal.task(tmp_path / output, **sections)
-
+from tests.downstream_tasks.conftest import CPU
 
 # --- parts ----------------------------------------------------------------------------------------
 
