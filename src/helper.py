@@ -15,8 +15,8 @@ from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from .datasets.roi_features import load_gradients
 from .masks.collator import SpatiotemporalMaskCollator
 from .models.jepa import Networks
-from .models.pos_embed import GRADIENTS
 from .models.vision_transformer import VisionTransformerPredictor
+from .pretrained.file_kinds import kind_of, may_lack
 from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from .utils.distributed import Ranks
 from .utils.errors import PACKAGE, UserError
@@ -148,14 +148,13 @@ def load_weights(networks: Networks, path: str | Path) -> None:
         "predictor": "predictor" if "predictor" in stored else None,
         "target_encoder": encoders[-1],
     }
-    may_lack = () if "config" in stored else (GRADIENTS,)  # the release's files hold none
     given = networks.encoder.gradient_pos_embed
     given = None if given is None else given.clone()
     for part, source in sources.items():
         if source is None:
             logger.warning("%s has no %s: it begins with random weights", path, part)
             continue
-        load_network(getattr(networks, part), stored[source], path, part, may_lack=may_lack)
+        load_network(getattr(networks, part), stored[source], path, part, may_lack(kind_of(stored)))
         logger.info("%s begins with the weights of %s in %s", part, source, path)
     learned = networks.encoder.gradient_pos_embed
     if given is not None and not torch.equal(given, learned):

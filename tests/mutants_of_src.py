@@ -1632,14 +1632,14 @@ ROWS = [
     ),
     (
         "src/helper.py",
-        'may_lack = () if "config" in stored else (GRADIENTS,)',
-        "may_lack = (GRADIENTS,)",
+        "path, part, may_lack(kind_of(stored)))",
+        'path, part, may_lack("release"))',
         "tests/test_init_from.py::test_only_a_file_of_the_release_may_lack_its_gradients",
         "method 4: only a file of the release may lack its gradients",
     ),
     (
         "src/helper.py",
-        "load_network(getattr(networks, part), stored[source], path, part, may_lack=may_lack)",
+        "load_network(getattr(networks, part), stored[source], path, part, may_lack(kind_of(stored)))",
         "load_network(getattr(networks, part), stored[source], path, part)",
         "tests/test_init_from.py::test_the_networks_of_the_release_are_loaded",
         "method 4: the release's files hold no gradients",

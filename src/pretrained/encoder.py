@@ -1,9 +1,10 @@
 """An encoder together with what its checkpoint states: its input, ROIs and training people."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,9 @@ from ..datasets.input_profile import InputProfile, input_mismatch
 from ..models.encoder_spec import EncoderSpec
 from ..models.vision_transformer import VisionTransformer
 from ..utils.errors import UserError
+from .file_kinds import Kind
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["pretraining", "release", "fine_tuned", "fine_tuned_release", "hub"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pretrained:
     atlas: str | None = None
     input_profile: InputProfile | None = None
     attn_mode: str = "sdpa"
-    head: dict[str, Tensor] = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     split: dict[str, list[str]] | None = None
     training_people: Tensor | None = None
@@ -61,7 +61,10 @@ class Pretrained:
         return None if stored is None else stored[0]
 
     def provenance(self) -> dict[str, Any]:
-        """All but the weights, in plain types and tensors: what files made from this one keep."""
+        """All but the weights, in plain types and tensors: what files made from this one keep.
+
+        :func:`src.pretrained.file_kinds.read_fine_tuned` reads it.
+        """
         return {
             "encoder_spec": self.encoder_spec.to_dict(),
             "roi_labels": None if self.roi_labels is None else list(self.roi_labels),

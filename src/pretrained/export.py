@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> Path:
     out = Path(arguments.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: it exists and is not an empty folder.")
-    model = BrainJEPAHub.of(load_from_arguments(arguments))
+    model = BrainJEPAHub.from_encoder(load_from_arguments(arguments))
     with naming(out):
         model.save_pretrained(out)
     logger.info("wrote %s", out)

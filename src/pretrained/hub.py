@@ -1,6 +1,6 @@
 """A model as safetensors + JSON, in the layout of ``huggingface_hub``'s ``PyTorchModelHubMixin``.
 
-    BrainJEPAHub.of(load_pretrained("jepa-latest.pth.tar")).save_pretrained("my_model")
+    BrainJEPAHub.from_encoder(load_pretrained("jepa-latest.pth.tar")).save_pretrained("my_model")
     model = BrainJEPAHub.from_pretrained("my_model")       # a folder, or "user/name" on a hub
     tokens = model(model.prepare(series, tr=0.8)[None])    # series [R, frames]
 
@@ -11,6 +11,7 @@ evaluation detects people that the encoder was trained on; it holds neither ids 
 fine-tuning.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..datasets.clip_input import ClipInput
+from ..datasets.input_profile import InputProfile
 from ..models.downstream_vit import DownstreamViT
 from ..models.encoder_spec import EncoderSpec
 from ..utils.errors import UserError
 from ..utils.files import replacing
 from .encoder import Pretrained
+from .file_kinds import ENCODER_PREFIX, CheckpointContents, split_network
 
-_ENCODER_PREFIX = "encoder."
 # Of the README.md beside the weights; what is in double braces comes from huggingface_hub.
 _MODEL_CARD = """---
 {{ card_data }}
@@ -58,7 +60,7 @@ class BrainJEPAHub(
     paper_url="https://arxiv.org/abs/2409.19407",
     model_card_template=_MODEL_CARD,
 ):
-    """An encoder or fine-tuned network with its input and provenance. Build it with :meth:`of`.
+    """An encoder or fine-tuned network with its input and provenance. See :meth:`from_encoder`.
 
     The arguments are what ``config.json`` holds.
 
@@ -112,7 +114,7 @@ class BrainJEPAHub(
             file.write(save(tensors, {"format": "pt"}))
 
     @classmethod
-    def of(cls, pretrained: Pretrained) -> "BrainJEPAHub":
+    def from_encoder(cls, pretrained: Pretrained) -> "BrainJEPAHub":
         """The exportable form of what :func:`load_pretrained` read."""
         head, clip_input, profile = pretrained.head, pretrained.clip_input, pretrained.input_profile
         linear_probe = "head.1.weight" in head
@@ -134,7 +136,7 @@ class BrainJEPAHub(
         )
         state = pretrained.encoder.state_dict()
         if last is not None:
-            state = {_ENCODER_PREFIX + name: value for name, value in state.items()} | head
+            state = {ENCODER_PREFIX + name: value for name, value in state.items()} | head
         known = {
             "training_people": people,
             **(clip_input.stats or {}),
@@ -183,13 +185,13 @@ class BrainJEPAHub(
         return self.network(x)
 
 
-def is_hub_folder(path: Path) -> bool:
+def is_export(path: Path) -> bool:
     """Whether ``path`` is a folder of this layout."""
     return (path / CONFIG_NAME).is_file() and (path / SAFETENSORS_SINGLE_FILE).is_file()
 
 
-def read_hub_folder(path: Path) -> dict[str, Any]:
-    """What a fine-tuned file of the same model would hold, but for ``head.*`` if there is none.
+def read_export(path: Path) -> CheckpointContents:
+    """Read a folder of this layout.
 
     Raises:
         UserError: if the folder is damaged or another kind of model's.
@@ -198,16 +200,20 @@ def read_hub_folder(path: Path) -> dict[str, Any]:
         model = BrainJEPAHub.from_pretrained(path)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a folder that BrainJEPAHub wrote: {error}") from error
-    prefix = "" if isinstance(model.network, DownstreamViT) else _ENCODER_PREFIX
-    return {
-        "model": {prefix + name: value for name, value in model.network.state_dict().items()},
-        "provenance": {
-            "encoder_spec": model.encoder_spec.to_dict(),
-            "roi_labels": model.roi_labels,
-            "atlas": model.atlas,
-            **model.clip_input.to_state(),
-            "input_profile": model.input_profile,
-            "training_people": model.training_people,
-        },
-        "task": model.task,
-    }
+    profile, weights = model.input_profile, model.network.state_dict()
+    encoder, head = weights, {}
+    if isinstance(model.network, DownstreamViT):
+        encoder, head = split_network(weights)
+    return CheckpointContents(
+        kind="export",
+        path=path,
+        encoder=encoder,
+        spec=asdict(model.encoder_spec),
+        clip_input=model.clip_input,
+        input_profile=None if profile is None else InputProfile.from_dict(profile),
+        roi_labels=None if model.roi_labels is None else tuple(model.roi_labels),
+        atlas=model.atlas,
+        training_people=model.training_people,
+        head=head,
+        task=model.task,
+    )

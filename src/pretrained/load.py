@@ -5,7 +5,7 @@ weights (attention heads, the gradients) comes from flags. A flag that contradic
 error, so what a file states need not be repeated and cannot be got wrong.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,11 @@ from ..datasets.roi_features import load_gradients
 from ..models.encoder_spec import EncoderSpec
 from ..models.pos_embed import GRADIENTS
 from ..models.vision_transformer import SIZES
-from ..utils.checkpoint import (
-    PREFIX,
-    find_checkpoint,
-    load_checkpoint,
-    load_network,
-)
+from ..utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from ..utils.errors import UserError, nearest
 from .encoder import Pretrained, freeze
-from .file_kinds import (
-    _FINE_TUNED_PREFIX,
-    _encoder_weights,
-    _read_off_weights,
-    _stated_input,
-    _stated_spec,
-    _training_people,
-)
-from .hub import is_hub_folder, read_hub_folder
+from .file_kinds import CheckpointContents, may_lack, read_file
+from .hub import is_export, read_export
 
 _GRADIENT_TOLERANCE = 1e-6
 
@@ -66,50 +54,50 @@ def load_pretrained(
         UserError: on a file that cannot be read or holds no encoder, on a contradiction, and where
             neither file nor flags say what is needed.
     """
-    path = Path(path)
-    if is_hub_folder(path):
-        state = read_hub_folder(path)
-    else:
-        path = find_checkpoint(path, load_epoch)
-        state = load_checkpoint(path)
-    kind, weights = _encoder_weights(state, which, path)
-    known = _read_off_weights(weights, path) | _stated_spec(state, kind, path)
+    contents = read_checkpoint(path, which, load_epoch)
+    path = contents.path
     flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
     for name, value in flags.items():
-        _compare(name, value, known[name], path)
-    known["num_heads"] = _choose_heads(known, model_name, num_heads, path)
-    _compare_predictor(state, pred_depth, pred_emb_dim, path)
-    n_components = known.pop("n_components")
-    spec = EncoderSpec(**known)
-    provenance = state.get("provenance", state)
-    labels = provenance.get("roi_labels")
-    gradients = _choose_gradients(
-        weights.get(GRADIENTS), gradient_csv_path, spec, n_components, labels, path
+        _compare(name, value, contents.spec[name], path)
+    _compare_predictor(contents, pred_depth, pred_emb_dim)
+    spec = EncoderSpec(
+        **{**contents.spec, "num_heads": _choose_heads(contents, model_name, num_heads)}
     )
+    gradients = _choose_gradients(contents, gradient_csv_path)
     encoder = spec.build(gradients, attn_mode=attn_mode)
-    may_lack = (GRADIENTS,) if kind in ("release", "fine_tuned_release") else ()
-    load_network(encoder, weights, path, "encoder", may_lack)
+    load_network(encoder, contents.encoder, path, "encoder", may_lack(contents.kind))
     return Pretrained(
         encoder=freeze(encoder),
         encoder_spec=spec,
-        kind=kind,
+        kind=contents.kind,
         path=path,
-        roi_labels=None if labels is None else tuple(labels),
-        atlas=provenance.get("atlas"),
-        **_stated_input(state, provenance, kind, spec.crop_size, path),
+        clip_input=contents.clip_input,
+        roi_labels=contents.roi_labels,
+        atlas=contents.atlas,
+        input_profile=contents.input_profile,
         attn_mode=attn_mode,
-        head={
-            name: value
-            for name, value in state.get("model", {}).items()
-            if not name.startswith(_FINE_TUNED_PREFIX)
-        },
-        task=state.get("task"),
-        split=state.get("split"),
-        training_people=_training_people(provenance),
+        head=contents.head,
+        task=contents.task,
+        split=contents.split,
+        training_people=contents.training_people,
     )
 
 
-# --- what is in the file -------------------------------------------------------------------------
+def read_checkpoint(
+    path: str | Path, network: str, load_epoch: int | None = None
+) -> CheckpointContents:
+    """What the file, run's folder or export at ``path`` holds, of whichever kind it is.
+
+    ``network`` is the encoder wanted of a pretraining: ``target_encoder`` or ``encoder``.
+
+    Raises:
+        UserError: if it cannot be read or holds no encoder.
+    """
+    path = Path(path)
+    if is_export(path):
+        return read_export(path)
+    path = find_checkpoint(path, load_epoch)
+    return read_file(load_checkpoint(path), path, network)
 
 
 # --- flags against the file ----------------------------------------------------------------------
@@ -124,10 +112,11 @@ def _compare(name: str, flag: Any, known: Any, path: Path) -> None:
 
 
 def _choose_heads(
-    known: Mapping[str, Any], model_name: str | None, num_heads: int | None, path: Path
+    contents: CheckpointContents, model_name: str | None, num_heads: int | None
 ) -> int:
     """Heads of the file, of ``model_name``, of the flag, or of the only size of that width."""
-    stated = known["num_heads"]
+    known, path = contents.spec, contents.path
+    stated = known.get("num_heads")
     if model_name is not None:
         if model_name not in SIZES:
             raise UserError(
@@ -136,7 +125,7 @@ def _choose_heads(
             )
         size = SIZES[model_name]
         for name in ("embed_dim", "depth", "num_heads"):
-            if known[name] not in (None, size[name]):
+            if known.get(name) not in (None, size[name]):
                 raise UserError(
                     f"model_name is {model_name}, with {name} {size[name]}, but the checkpoint "
                     f"{path} has {known[name]}. Leave it out: it is read from the checkpoint."
@@ -158,38 +147,32 @@ def _choose_heads(
 
 
 def _compare_predictor(
-    state: Mapping[str, Any], pred_depth: int | None, pred_emb_dim: int | None, path: Path
+    contents: CheckpointContents, pred_depth: int | None, pred_emb_dim: int | None
 ) -> None:
     """The predictor is not used downstream, but a wrong belief about it is a wrong checkpoint."""
-    weights = {name.removeprefix(PREFIX): w for name, w in state.get("predictor", {}).items()}
-    if weights:
-        blocks = {name.split(".")[1] for name in weights if name.startswith("predictor_blocks.")}
-        _compare("pred_depth", pred_depth, len(blocks), path)
-        width = weights["predictor_embed.weight"].shape[0]
-        _compare("pred_emb_dim", pred_emb_dim, width, path)
+    if contents.predictor_size is not None:
+        depth, width = contents.predictor_size
+        _compare("pred_depth", pred_depth, depth, contents.path)
+        _compare("pred_emb_dim", pred_emb_dim, width, contents.path)
 
 
-def _choose_gradients(
-    stored: Tensor | None,
-    csv_path: str | Path | None,
-    spec: EncoderSpec,
-    n_components: int | None,
-    roi_labels: Sequence[str] | None,
-    path: Path,
-) -> Tensor | None:
-    """The file's gradients, ``stored`` ``[1, R, G]``; those of the CSV where it has none."""
-    if spec.add_w == "origin":
+def _choose_gradients(contents: CheckpointContents, csv_path: str | Path | None) -> Tensor | None:
+    """The file's gradients ``[R, G]``; those of the CSV where it has none."""
+    spec, path, n_components = contents.spec, contents.path, contents.n_components
+    if spec["add_w"] == "origin":
         return None
+    stored = contents.encoder.get(GRADIENTS)
     stored = None if stored is None else stored[0]
     if csv_path is None:
         if stored is None:
             raise UserError(
                 f"checkpoint {path} places its ROIs by {n_components} features (add_w: "
-                f"{spec.add_w}) and does not hold them. Give gradient_csv_path: the file it was "
+                f"{spec['add_w']}) and does not hold them. Give gradient_csv_path: the file it was "
                 "trained with."
             )
         return stored
-    given = torch.from_numpy(load_gradients(csv_path, spec.crop_size[0], roi_labels=roi_labels))
+    rois = spec["crop_size"][0]
+    given = torch.from_numpy(load_gradients(csv_path, rois, roi_labels=contents.roi_labels))
     if given.shape[1] != n_components:
         raise UserError(
             f"{csv_path} has {given.shape[1]} columns, the checkpoint {path} was trained with "
@@ -203,6 +186,3 @@ def _choose_gradients(
             "gradient_csv_path out: they are read from the checkpoint."
         )
     return given if stored is None else stored
-
-
-# --- command line --------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def checkpoint(tmp_path_factory) -> Path:
         ClipInput((450, 160), "robust", stats, stride=3),
     )
     folder = tmp_path_factory.mktemp("model")
-    BrainJEPAHub.of(pretrained).save_pretrained(folder)
+    BrainJEPAHub.from_encoder(pretrained).save_pretrained(folder)
     return folder
 
 

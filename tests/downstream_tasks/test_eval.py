@@ -145,7 +145,7 @@ def test_export_is_part_of_the_program(files, tmp_path):
     downstream_eval.main(["export", "--load_path", str(files[1]), "--out", str(out)])
     assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
     exported, trained = load_pretrained(out), load_pretrained(files[1])
-    assert exported.kind == "hub"
+    assert exported.kind == "export"
     x = torch.randn(1, 1, *trained.encoder_spec.crop_size)
     assert torch.equal(exported.encoder(x), trained.encoder(x))
 

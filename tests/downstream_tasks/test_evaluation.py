@@ -91,7 +91,7 @@ def test_test_people_of_the_pretraining_are_known_by_id(make_config, files, tmp_
     moved = tmp_path / "elsewhere"
     shutil.copytree(files[0], moved)
     exported = tmp_path / "model"
-    BrainJEPAHub.of(load_pretrained(files[1])).save_pretrained(exported)
+    BrainJEPAHub.from_encoder(load_pretrained(files[1])).save_pretrained(exported)
     for path in (files[1], exported):
         config = make_config(data={"data_path": str(moved)}, model={"load_path": str(path)})
         with caplog.at_level(logging.INFO):

@@ -28,7 +28,7 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def exported(run, tmp_path) -> Path:
-    BrainJEPAHub.of(load_pretrained(run[1])).save_pretrained(tmp_path / "model")
+    BrainJEPAHub.from_encoder(load_pretrained(run[1])).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -50,7 +50,7 @@ def test_folder_has_the_hub_layout(exported):
 def test_round_trip(run, exported):
     before, after = load_pretrained(run[1]), load_pretrained(exported)
     x = torch.randn(2, 1, ROIS, FRAMES)
-    assert after.kind == "hub"
+    assert after.kind == "export"
     assert torch.equal(before.encoder(x), after.encoder(x))
     assert torch.equal(BrainJEPAHub.from_pretrained(exported)(x), before.encoder(x))
     assert torch.equal(before.gradients, after.gradients)
@@ -66,7 +66,7 @@ def test_round_trip(run, exported):
 
 def test_round_trip_of_a_fine_tuned_model(tmp_path):
     path, arrays, flags = reference("tiny_finetuned", tmp_path)
-    BrainJEPAHub.of(load_pretrained(path, **flags)).save_pretrained(tmp_path / "model")
+    BrainJEPAHub.from_encoder(load_pretrained(path, **flags)).save_pretrained(tmp_path / "model")
     x = torch.from_numpy(arrays["x"])
     for model in (
         BrainJEPAHub.from_pretrained(tmp_path / "model"),
