@@ -27,14 +27,15 @@ def baseline_rows(
     encoded_fit: FitEncoded | None = None,
     encoded_head: str = "",
 ) -> list[Row]:
-    """The rows of ``evaluation.baselines``.
+    """The rows of ``evaluation.readouts`` and ``evaluation.baselines``.
 
     Args:
         fit, head: the protocol's own head on features, and its name. By default logistic or ridge
             regression, which FC gets in any case: it is what others report (Brainmarks).
         encoded_fit, encoded_head: in place of these for representations of the encoder.
     """
-    config, names = representations.config, representations.config.evaluation.baselines
+    config = representations.config
+    names = (*config.evaluation.readouts, *config.evaluation.baselines)
     plain = "logistic" if config.data.type == "classification" else "ridge"
 
     def fit_plain(features: np.ndarray, problem: Problem) -> HeadResult:
@@ -44,12 +45,12 @@ def baseline_rows(
         fit, head = fit_plain, plain
     rows = []
     for name in names:
-        logger.info("baseline: %s", name)
+        logger.info("row: %s", name)
         entry, title = REGISTRY[name], representations.title(name)
         if entry.reads == "nothing":
             rows.append(no_features_row(representations.cohort, problems, name))
             continue
-        if entry.reads == "encoder" and encoded_fit is not None:
+        if entry.reads == "encoder" and entry.kind != "readout" and encoded_fit is not None:
             results = [encoded_fit(name, problem) for problem in problems]
             rows.append(Row(title, encoded_head, entry.kind, results))
             continue

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from downstream_tasks.features.registry import REGISTRY, baseline_names, explain_names
+from downstream_tasks.features.registry import REGISTRY, explain_names, names_of
 from downstream_tasks.scoring.metrics import main_metric_names
 from src.datasets.normalization import Method
 from src.utils.errors import UserError, nearest
@@ -112,7 +112,10 @@ class EvaluationConfig:
     num_seed: Count = 5
     seed: Natural = 0  # of the first run
     clips: Count = 1  # evenly spread over a run, predictions averaged; 1 = the centre
-    level: Literal["pooled", "roi"] = "pooled"  # features: mean of all tokens, or of each ROI's
+    # What is read off the frozen encoder (a readout of features/registry.py): the mean of all
+    # tokens, of each ROI's (roi), or their correlations between ROIs (connectivity).
+    level: str = "pooled"
+    readouts: tuple[str, ...] = ()  # rows for these readouts too, from the same pass
     metric: str | None = None  # selects on validation, compared with FC; unset: by task type
     n_bootstrap: Count = 1000
     # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
@@ -336,10 +339,15 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         "evaluation.metric",
         f"{', '.join(metrics)}{nearest(config.metric, metrics).rstrip('.')}",
     )
-    baselines, known = config.evaluation.baselines, baseline_names()
-    yield Relation(
-        {*baselines} <= {*known}, "evaluation.baselines", explain_names(baselines, known)
-    )
+    for key, kinds in (
+        ("level", ("readout",)),
+        ("readouts", ("readout",)),
+        ("baselines", ("baseline", "control")),
+    ):
+        value, allowed = getattr(config.evaluation, key), names_of(*kinds)
+        names = (value,) if isinstance(value, str) else value
+        yield Relation({*names} <= {*allowed}, f"evaluation.{key}", explain_names(names, allowed))
+    baselines, known = config.evaluation.baselines, names_of("baseline")
     of_events = [name for name in known if REGISTRY[name].reads == "patch"]
     yield Relation(
         data.unit == "event" or not {*of_events} & {*baselines},

@@ -11,7 +11,7 @@ import numpy as np
 from src.datasets.connectivity import correlation
 
 # Correlations are held off 1, where the Fisher z is infinite: two copies of an ROI, short clips.
-_MAX_CORRELATION = 1 - 1e-6
+MAX_CORRELATION = 1 - 1e-6
 
 
 def functional_connectivity(series: np.ndarray) -> np.ndarray:
@@ -20,7 +20,7 @@ def functional_connectivity(series: np.ndarray) -> np.ndarray:
     A constant ROI has no correlation; its entries are 0.
     """
     upper = correlation(series.astype(np.float64))[np.triu_indices(len(series), k=1)]
-    return np.arctanh(np.clip(upper, -_MAX_CORRELATION, _MAX_CORRELATION)).astype(np.float32)
+    return np.arctanh(np.clip(upper, -MAX_CORRELATION, MAX_CORRELATION)).astype(np.float32)
 
 
 def roi_statistics(series: np.ndarray) -> np.ndarray:

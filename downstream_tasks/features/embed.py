@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
-from downstream_tasks.features.pooling import LEVELS, pool
+from downstream_tasks.features.pooling import LEVELS, pool, pooled_shape
 from src.datasets.clip_input import BAD_ROIS, SHORT_RUNS, ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level",
         default="pooled",
         choices=LEVELS,
-        help="mean of all tokens [D], mean of each ROI's tokens [R, D], or every token [N, D]",
+        help="mean of all tokens [D], mean of each ROI's tokens [R, D], their correlations "
+        "between ROIs [R (R - 1) / 2], or every token [N, D]",
     )
     parser.add_argument("--split", nargs="+", default=list(SPLITS), choices=SPLITS, metavar="SPLIT")
     parser.add_argument(
@@ -145,9 +146,8 @@ def embed(
 
 def embedding_shape(pretrained: Pretrained, level: str) -> tuple[int, ...]:
     """Shape of one clip's embedding."""
-    rois, patches = pretrained.encoder_spec.grid
-    width = pretrained.encoder_spec.embed_dim
-    return {"pooled": (width,), "roi": (rois, width), "token": (rois * patches, width)}[level]
+    spec = pretrained.encoder_spec
+    return pooled_shape(level, spec.grid, spec.embed_dim)
 
 
 def _keys(dataset: FMRIDataset, first: int, last: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ data set never meets old features. Arrays are written batch by batch and read as
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from downstream_tasks.cohort.clips import ExampleClips
-from downstream_tasks.features.pooling import pool
+from downstream_tasks.features.pooling import pool, pooled_shape
 from downstream_tasks.features.registry import REGISTRY
 from src.models.vision_transformer import VisionTransformer
 from src.utils.files import replacing, write_text
@@ -39,25 +40,37 @@ class FeatureStore:
 
     def get(
         self,
-        key: Mapping[str, Any],
-        shape: tuple[int, ...],
-        dtype: str,
-        batches: Callable[[], Iterator[np.ndarray]],
-    ) -> np.ndarray:
-        """The array of ``key``, read-only; ``batches`` yields it row by row if it is not there."""
-        text = json.dumps(key, sort_keys=True, indent=1)
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
-        if path.exists():
-            logger.info("features found: %s", path)
-        else:
+        wanted: Sequence[tuple[Mapping[str, Any], tuple[int, ...], str]],
+        batches: Callable[[Sequence[int]], Iterator[Sequence[np.ndarray]]],
+    ) -> list[np.ndarray]:
+        """The arrays of ``wanted`` (key, shape, dtype), as read-only memory maps.
+
+        Those that are not there are written together: ``batches`` is given their places in
+        ``wanted`` and yields a few rows of each of them at a time.
+        """
+        texts = [json.dumps(key, sort_keys=True, indent=1) for key, _, _ in wanted]
+        paths = [
+            self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy" for text in texts
+        ]
+        missing = [place for place, path in enumerate(paths) if not path.exists()]
+        for place, path in enumerate(paths):
+            if place not in missing:
+                logger.info("features found: %s", path)
+        if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for batch in batches():
-                    file.write(np.ascontiguousarray(batch, dtype=dtype).tobytes())
-            write_text(path.with_suffix(".json"), text)
-        return np.load(path, mmap_mode="r")
+            with ExitStack() as stack:
+                files = [stack.enter_context(replacing(paths[place])) for place in missing]
+                dtypes = [np.dtype(wanted[place][2]) for place in missing]
+                for place, file, dtype in zip(missing, files, dtypes, strict=True):
+                    shape = wanted[place][1]
+                    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+                for arrays in batches(missing):
+                    for file, dtype, array in zip(files, dtypes, arrays, strict=True):
+                        file.write(np.ascontiguousarray(array, dtype=dtype).tobytes())
+            for place in missing:
+                write_text(paths[place].with_suffix(".json"), texts[place])
+        return [np.load(path, mmap_mode="r") for path in paths]
 
 
 def encode_clips(
@@ -65,7 +78,7 @@ def encode_clips(
     clips: ExampleClips,
     store: FeatureStore,
     *,
-    level: str = "pooled",
+    levels: Sequence[str] = ("pooled",),
     patch: int | None = None,
     control: str = "none",
     device: torch.device,
@@ -73,31 +86,37 @@ def encode_clips(
     num_workers: int = 0,
     bfloat16: bool = False,
     label: str = "encoder",
-) -> np.ndarray:
-    """Frozen features of every clip.
+) -> list[np.ndarray]:
+    """Frozen features of every clip at ``levels``, all from one pass of the encoder.
 
     Args:
-        level: the mean of all tokens ("pooled", ``[n_clips, D]``), the mean of each ROI's ("roi",
-            ``[n_clips, R, D]``) or every token ("token", ``[n_clips, N, D]``, float16).
+        levels: names of :data:`pooling.LEVELS`, each with an array ``[n_clips, ...]`` in float32;
+            that of every token ("token", ``[n_clips, N, D]``) is in float16.
         patch: only the tokens of this time patch (the scored one).
         control: name of the entry that says what the encoder sees in place of the clip.
         label: of the progress bar.
     """
     grid = encoder.num_patches_2d
-    patches = grid[1] if patch is None else 1
-    per_clip = {"pooled": (), "roi": (grid[0],), "token": (grid[0] * patches,)}[level]
-    shape = (len(clips), *per_clip, encoder.embed_dim)
+    kept = (grid[0], grid[1] if patch is None else 1)
     key = {
         "weights": weights_digest(encoder),
         "clips": clips.identity(),
-        "level": level,
         "patch": patch,
         "control": control,
         "bfloat16": bfloat16,
     }
 
+    wanted = [
+        (
+            key | {"level": level},
+            (len(clips), *pooled_shape(level, kept, encoder.embed_dim)),
+            _TOKEN_DTYPE if level == "token" else "float32",
+        )
+        for level in levels
+    ]
+
     @torch.inference_mode()
-    def encode() -> Iterator[np.ndarray]:
+    def encode(missing: Sequence[int]) -> Iterator[list[np.ndarray]]:
         model = encoder.to(device).eval()
         precision = autocast(device, bfloat16)
         loader = DataLoader(clips, batch_size, num_workers=num_workers)
@@ -108,9 +127,10 @@ def encode_clips(
                 x = apply_control(batch["fmri"], batch["item"], control).to(device)
                 with precision():
                     encoded = model(x).float()
-                yield select_tokens(encoded, grid, patch, level).cpu().numpy()
+                tokens = tokens_of_patch(encoded, grid, patch)
+                yield [pool(tokens, levels[i], kept).cpu().numpy() for i in missing]
 
-    return store.get(key, shape, _TOKEN_DTYPE if level == "token" else "float32", encode)
+    return store.get(wanted, encode)
 
 
 def apply_control(fmri: Tensor, items: Tensor, control: str) -> Tensor:
@@ -118,12 +138,10 @@ def apply_control(fmri: Tensor, items: Tensor, control: str) -> Tensor:
     return fmri if control == "none" else REGISTRY[control].function(fmri, items)
 
 
-def select_tokens(encoded: Tensor, grid: tuple[int, int], patch: int | None, level: str) -> Tensor:
-    """Tokens ``[B, N, D]``, or those of one time patch, at a level of :func:`embed.pool`."""
-    if patch is not None:
-        # Tokens are ROI-major (method 1).
-        encoded, grid = encoded.unflatten(1, grid)[:, :, patch], (grid[0], 1)
-    return pool(encoded, level, grid)
+def tokens_of_patch(tokens: Tensor, grid: tuple[int, int], patch: int | None) -> Tensor:
+    """Tokens ``[B, N, D]``, or those of one time patch, ``[B, R, D]``."""
+    # Tokens are ROI-major (method 1).
+    return tokens if patch is None else tokens.unflatten(1, grid)[:, :, patch]
 
 
 def weights_digest(encoder: VisionTransformer) -> str:
@@ -136,6 +154,11 @@ def weights_digest(encoder: VisionTransformer) -> str:
 
 
 def mean_over_clips(features: np.ndarray, clips_per_example: int) -> np.ndarray:
-    """Features ``[n_examples * k, ...]`` of k clips each to ``[n_examples, F]``."""
+    """Features ``[n_examples * k, ...]`` of k clips each to ``[n_examples, F]``.
+
+    Those of one clip each are returned as they are: a memory map stays one.
+    """
     flat = features.reshape(len(features), -1)
+    if clips_per_example == 1:
+        return flat
     return flat.reshape(-1, clips_per_example, flat.shape[1]).mean(axis=1)

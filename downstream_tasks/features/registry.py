@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from downstream_tasks.features import baselines, controls
+from downstream_tasks.features import baselines, controls, readouts
 from src.utils.errors import nearest
 
 MODEL_NAME = "Brain-JEPA"
 
-Kind = Literal["model", "baseline", "control"]
+Kind = Literal["model", "readout", "baseline", "control"]
 Reads = Literal["nothing", "run", "clip", "patch", "encoder"]
 
 
@@ -22,7 +22,7 @@ class Representation:
     """One entry: how its row is called, and what is computed from what.
 
     Attributes:
-        name: in ``evaluation.baselines``.
+        name: in ``evaluation.baselines``; of a readout in ``evaluation.level`` and ``readouts``.
         title: of its row.
         kind: what the row is to the reader.
         reads: what ``function`` is given.
@@ -34,7 +34,8 @@ class Representation:
             - ``"clip"``: the normalised clip that the encoder sees, ``[R, T]``.
             - ``"patch"``: the scored patch of that clip; events only.
             - ``"encoder"``: clips ``[B, 1, R, T]`` and one seed per clip; it returns what the
-              encoder is shown in their place. ``None`` shows them as they are.
+              encoder is shown in their place. ``None`` shows them as they are. The function of a
+              readout is given tokens ``[B, R, P, D]`` instead and returns what is kept of them.
         event_title: of the row where examples are events, if it differs.
         regression_title: of the row where the target is a number, if it differs.
         by_patch: the series comes as patches, ``[R, P, frames]``.
@@ -62,6 +63,23 @@ REGISTRY: dict[str, Representation] = {
     entry.name: entry
     for entry in (
         Representation("model", MODEL_NAME, "model", "encoder"),
+        Representation(
+            "pooled",
+            f"{MODEL_NAME}, mean of the tokens",
+            "readout",
+            "encoder",
+            readouts.mean_of_tokens,
+        ),
+        Representation(
+            "roi", f"{MODEL_NAME}, mean of each ROI", "readout", "encoder", readouts.mean_of_rois
+        ),
+        Representation(
+            "connectivity",
+            f"{MODEL_NAME}, feature connectivity",
+            "readout",
+            "encoder",
+            readouts.feature_connectivity,
+        ),
         Representation(
             "majority",
             "Majority class",
@@ -137,9 +155,9 @@ REGISTRY: dict[str, Representation] = {
 }
 
 
-def baseline_names() -> list[str]:
-    """What ``evaluation.baselines`` may hold: every entry but the model itself."""
-    return [name for name, entry in REGISTRY.items() if entry.kind in ("baseline", "control")]
+def names_of(*kinds: Kind) -> list[str]:
+    """Names of the entries of these kinds, in their order."""
+    return [name for name, entry in REGISTRY.items() if entry.kind in kinds]
 
 
 def explain_names(names: tuple[str, ...], allowed: list[str]) -> str:

@@ -46,23 +46,30 @@ class Representations:
         """Features ``[n_examples, F]``; those of several clips are averaged."""
         if name not in self._kept:
             if REGISTRY[name].reads == "encoder":
-                encoded = self.encoded(name, self.config.evaluation.level)
+                readout = REGISTRY[name].kind == "readout"
+                source, level = ("model", name) if readout else (name, self.config.evaluation.level)
+                encoded = self.encoded(source, level)
                 self._kept[name] = mean_over_clips(encoded, self.clips.per_example)
             else:
                 self._kept[name] = self._raw(name)
         return self._kept[name]
 
     def encoded(self, name: str, level: str) -> np.ndarray:
-        """Encoder features of every clip at a level of :func:`features.encode_clips`."""
+        """Encoder features of every clip at a level of :func:`encode.encode_clips`.
+
+        The first call for the model encodes the levels of all ``evaluation.readouts`` with it.
+        """
         evaluation, entry = self.config.evaluation, REGISTRY[name]
+        levels = (level, *evaluation.readouts) if name == "model" else (level,)
+        levels = tuple(dict.fromkeys(levels))
         encoder = self.pretrained.encoder
         if entry.untrained:
             encoder = self.pretrained.untrained(evaluation.seed)
-        return encode_clips(
+        arrays = encode_clips(
             encoder,
             self.clips,
             self.store,
-            level=level,
+            levels=levels,
             patch=self.patch,
             control=name if entry.function else "none",
             device=self.device,
@@ -71,6 +78,7 @@ class Representations:
             bfloat16=evaluation.bfloat16,
             label=entry.title,
         )
+        return arrays[levels.index(level)]
 
     def _raw(self, name: str) -> np.ndarray:
         entry, size = REGISTRY[name], self.pretrained.encoder_spec.patch_size

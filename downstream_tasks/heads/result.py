@@ -64,5 +64,5 @@ class Row:
 
     name: str
     head: str
-    kind: Literal["model", "baseline", "control"]
+    kind: Literal["model", "readout", "baseline", "control"]
     results: Sequence[HeadResult]

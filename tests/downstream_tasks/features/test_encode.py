@@ -46,10 +46,12 @@ def setting(files):
     return config, pretrained, cohort
 
 
-def encode(pretrained, clips, folder, **options):
-    return encode_clips(
-        pretrained.encoder, clips, FeatureStore(folder), device=CPU, batch_size=4, **options
+def encode(pretrained, clips, folder, level="pooled", **options):
+    store = FeatureStore(folder)
+    (features,) = encode_clips(
+        pretrained.encoder, clips, store, levels=[level], device=CPU, batch_size=4, **options
     )
+    return features
 
 
 def counted(monkeypatch, pretrained):
@@ -164,6 +166,26 @@ def test_features_are_computed_once(setting, tmp_path, monkeypatch):
     again = encode(pretrained, ExampleClips(cohort, config, pretrained), tmp_path)
     assert not seen
     np.testing.assert_array_equal(first, again)
+
+
+def test_several_levels_come_from_one_pass(setting, tmp_path, monkeypatch):
+    config, pretrained, cohort = setting
+    clips = ExampleClips(cohort, config, pretrained)
+    alone = {
+        level: encode(pretrained, clips, tmp_path / level, level=level)
+        for level in ("pooled", "roi", "connectivity")
+    }
+    encode(pretrained, clips, tmp_path / "all", level="roi")
+    seen = counted(monkeypatch, pretrained)
+    options = {"levels": list(alone), "device": CPU, "batch_size": 4}
+    together = encode_clips(pretrained.encoder, clips, FeatureStore(tmp_path / "all"), **options)
+    assert len(seen) == len(clips)  # once, for the two that were not there
+    for features, expected in zip(together, alone.values(), strict=True):
+        np.testing.assert_array_equal(features, expected)
+    again = encode_clips(pretrained.encoder, clips, FeatureStore(tmp_path / "all"), **options)
+    assert len(seen) == len(clips)
+    np.testing.assert_array_equal(again[2], alone["connectivity"])
+    assert isinstance(mean_over_clips(again[2], 1), np.memmap)  # not 16 GB of memory
 
 
 def test_whatever_features_depend_on_is_in_their_key(setting, tmp_path):

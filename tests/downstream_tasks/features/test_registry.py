@@ -7,6 +7,7 @@ import torch
 from downstream_tasks import main_linearprobe
 from downstream_tasks.config import task_from_dict
 from downstream_tasks.features.registry import REGISTRY, Representation
+from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
@@ -92,3 +93,30 @@ def test_names_are_those_of_the_registry(files, tmp_path, added):
         task(files, tmp_path, "logistic", ["fc", "first_fram"])
     with pytest.raises(UserError, match=r"evaluation\.baselines"):
         task(files, tmp_path, "logistic", ["model"])  # is in every table, not beside itself
+
+
+def test_readouts_have_rows_beside_the_model_from_one_pass(files, tmp_path, monkeypatch):
+    seen = []
+    forward = VisionTransformer.forward
+    monkeypatch.setattr(
+        VisionTransformer, "forward", lambda self, x: seen.append(len(x)) or forward(self, x)
+    )
+    readouts = ["pooled", "roi", "connectivity"]
+    config = task(files, tmp_path, "logistic", ["majority"], level="roi", readouts=readouts)
+    rows = {row["name"]: row for row in main_linearprobe.run(config, CPU)["rows"]}
+    assert sum(seen) == 40
+    assert [name for name, row in rows.items() if row["kind"] == "readout"] == [
+        "Brain-JEPA, mean of the tokens",
+        "Brain-JEPA, mean of each ROI",
+        "Brain-JEPA, feature connectivity",
+    ]
+    assert rows["Brain-JEPA"]["mean"] == rows["Brain-JEPA, mean of each ROI"]["mean"]
+    # Sex is in the correlations of six ROIs, which an encoder keeps even untrained.
+    assert rows["Brain-JEPA, feature connectivity"]["mean"]["auroc"] > 0.8
+
+
+def test_levels_and_readouts_are_those_of_the_registry(files, tmp_path):
+    with pytest.raises(UserError, match=r"evaluation\.level.*Did you mean 'connectivity'\?"):
+        task(files, tmp_path, "logistic", ["fc"], level="conectivity")
+    with pytest.raises(UserError, match=r"evaluation\.readouts.*Did you mean 'roi'\?"):
+        task(files, tmp_path, "logistic", ["fc"], readouts=["rois"])
