@@ -126,7 +126,9 @@ class EvaluationConfig:
         "fc",
         "roi_stats",
         "random_weights",
-        "time_permuted",
+        "time_permuted_jointly",
+        "time_permuted_per_roi",
+        "phase_randomised",
         "held_constant",
     )
     encoder_batch_size: Count = 16  # clips per frozen forward pass

@@ -258,10 +258,24 @@ ROWS = [
     ),
     (
         "downstream_tasks/features/controls.py",
-        "order = torch.rand(fmri.shape[1:], generator=generator).argsort(dim=-1)",
-        "order = torch.rand(fmri.shape[-1], generator=generator).argsort().expand(fmri.shape[1:])",
-        "tests/downstream_tasks/features/test_baselines.py::test_permuting_keeps_values_and_breaks_correlations",
-        "the permuted control has no connectivity",
+        "words = random_words(seeds.to(fmri.device), rois * frames)",
+        "words = random_words(seeds.to(fmri.device), frames).repeat(1, rois)",
+        "tests/downstream_tasks/features/test_controls.py::test_frames_permuted_per_roi_keep_values_and_lose_order_and_connectivity",
+        "the control permuted per ROI has no connectivity",
+    ),
+    (
+        "downstream_tasks/features/controls.py",
+        "random_words(seeds.to(fmri.device), spectrum.shape[-1])",
+        "random_words(seeds[:1].expand(len(fmri)), spectrum.shape[-1])",
+        "tests/downstream_tasks/features/test_controls.py::test_a_clip_depends_on_its_own_seed_only[phase_randomised]",
+        "every clip has phases of its own",
+    ),
+    (
+        "downstream_tasks/features/controls.py",
+        "turns[:, -1] = turns[:, -1].round() / 2",
+        "pass",
+        "tests/downstream_tasks/features/test_controls.py::test_randomised_phases_keep_connectivity_and_every_spectrum[160]",
+        "randomised phases keep the power of every frequency",
     ),
     (
         "downstream_tasks/features/baselines.py",

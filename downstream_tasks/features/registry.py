@@ -138,11 +138,25 @@ REGISTRY: dict[str, Representation] = {
             "random_weights", "Untrained encoder", "baseline", "encoder", untrained=True
         ),
         Representation(
-            "time_permuted",
-            f"{MODEL_NAME}, frames shuffled",
+            "time_permuted_jointly",
+            f"{MODEL_NAME}, frames shuffled, all ROIs alike",
             "control",
             "encoder",
-            controls.permute_in_time,
+            controls.permute_jointly,
+        ),
+        Representation(
+            "time_permuted_per_roi",
+            f"{MODEL_NAME}, frames shuffled in each ROI",
+            "control",
+            "encoder",
+            controls.permute_per_roi,
+        ),
+        Representation(
+            "phase_randomised",
+            f"{MODEL_NAME}, phases randomised",
+            "control",
+            "encoder",
+            controls.randomise_phases,
         ),
         Representation(
             "held_constant",

@@ -18,7 +18,8 @@ from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
 CPU = torch.device("cpu")
 BASELINES = {
-    "majority", "fc", "roi_stats", "random_weights", "time_permuted", "held_constant",
+    "majority", "fc", "roi_stats", "random_weights", "time_permuted_jointly",
+    "time_permuted_per_roi", "phase_randomised", "held_constant",
 }  # fmt: skip
 
 
@@ -95,7 +96,9 @@ def test_every_protocol_prints_all_baselines_beside_the_model(
         ("FC", plain),
         ("ROI mean and variance", own),
         ("Untrained encoder", head),
-        ("Brain-JEPA, frames shuffled", head),
+        ("Brain-JEPA, frames shuffled, all ROIs alike", head),
+        ("Brain-JEPA, frames shuffled in each ROI", head),
+        ("Brain-JEPA, phases randomised", head),
         ("Brain-JEPA, held constant", head),
     }
     assert results["rows"][0]["kind"] == "model"
@@ -118,8 +121,8 @@ def test_every_protocol_prints_all_baselines_beside_the_model(
 def test_seeds_and_settings_cost_no_encoder_pass(files, tmp_path, passes):
     config = config_of(files, tmp_path, "linear_probe", evaluation={"num_seed": 4})
     main_linearprobe.run(config, CPU)
-    # Model, untrained, permuted and held constant: 80 runs each, whatever the seeds and epochs.
-    assert len(passes) == 4 * 80
+    # Model, untrained and four controls of time: 80 runs each, whatever the seeds and epochs.
+    assert len(passes) == 6 * 80
     passes.clear()
     main_linearprobe.run(config_of(files, tmp_path, "logistic"), CPU)
     assert not passes  # another head on the stored features

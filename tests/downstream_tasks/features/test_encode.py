@@ -198,7 +198,7 @@ def test_whatever_features_depend_on_is_in_their_key(setting, tmp_path):
     encode(pretrained, ExampleClips(cohort, strided, pretrained), tmp_path)
     encode(pretrained, ExampleClips(cohort, config, pretrained, clips=2), tmp_path)
     encode(pretrained, ExampleClips(cohort, config, pretrained, 1, np.arange(5)), tmp_path)
-    for control in ("time_permuted", "held_constant"):
+    for control in ("phase_randomised", "held_constant"):
         encode(pretrained, clips, tmp_path, control=control)
     encode(pretrained, clips, tmp_path, patch=1)
     changed = dataclasses.replace(pretrained, encoder=pretrained.untrained(7))
@@ -279,8 +279,8 @@ def test_controls_change_what_the_encoder_sees(setting, tmp_path):
     constant = encode(pretrained, clips, tmp_path, control="held_constant")
     # Normalised by ROI every mean is 0, so constant clips are all alike.
     assert np.ptp(constant, axis=0).max() < 1e-4 < np.ptp(plain, axis=0).max()
-    permuted = encode(pretrained, clips, tmp_path, control="time_permuted")
+    permuted = encode(pretrained, clips, tmp_path, control="time_permuted_jointly")
     assert np.abs(permuted - plain).max() > 1e-3
     np.testing.assert_array_equal(
-        permuted, encode(pretrained, clips, tmp_path / "again", control="time_permuted")
+        permuted, encode(pretrained, clips, tmp_path / "again", control="time_permuted_jointly")
     )
