@@ -60,7 +60,8 @@ def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
         attn_mode=model.attn_mode,
     )
     folder = DataFolder(config.data.data_path)
-    pretrained.check_folder(folder)
+    if note := pretrained.check_folder(folder):
+        logger.warning("%s", note)
     _warn_about_input(config, pretrained)
     if _training_people(config, pretrained) == "unknown":
         logger.warning(

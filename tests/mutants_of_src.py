@@ -342,11 +342,25 @@ ROWS = [
         "people of the validation files are not trained on",
     ),
     (
-        "src/datasets/prepare/roi_labels.py",
+        "src/datasets/published_rois.py",
         "return sorted(range(len(labels)), key=lambda i: cortical[i])",
         "return list(range(len(labels)))",
-        "tests/datasets/prepare/test_hcpa.py::test_published_order_is_subcortex_first",
+        "tests/datasets/test_published_rois.py::test_published_order_is_subcortex_first",
         "method 1: subcortical ROIs first",
+    ),
+    (
+        "src/datasets/published_rois.py",
+        'side = "right" if place < N_SUBCORTICAL // 2 else "left"',
+        'side = "left" if place < N_SUBCORTICAL // 2 else "right"',
+        "tests/datasets/test_published_rois.py::test_usual_spellings_are_in_place",
+        "Tian's right hemisphere comes first",
+    ),
+    (
+        "src/datasets/published_rois.py",
+        "if number and int(number) != numbers.get(stem, 0) + 1:",
+        "if False:",
+        "tests/datasets/test_published_rois.py::test_the_first_roi_out_of_place_is_named",
+        "ROIs of one network keep their order",
     ),
     (
         "src/datasets/prepare/splits.py",

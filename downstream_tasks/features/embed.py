@@ -86,7 +86,8 @@ def run(arguments: argparse.Namespace) -> Path:
             raise UserError(f"--{name} is {value}, it must be at least 1.")
     (device,) = parse_devices([arguments.device or default_devices()[0]])
     pretrained = load_from_arguments(arguments)
-    pretrained.check_folder(DataFolder(arguments.data_path))
+    if note := pretrained.check_folder(DataFolder(arguments.data_path)):
+        logger.warning("%s", note)
     names = ("normalization", "stride", "target_tr", "short_runs", "bad_rois")
     clip_input = pretrained.clip_input.changed(**{name: vars(arguments)[name] for name in names})
     check_known(clip_input, pretrained.path)

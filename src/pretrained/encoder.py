@@ -13,6 +13,13 @@ from ..datasets.clip_input import ClipInput
 from ..datasets.fmri import FMRIDataset
 from ..datasets.folder import DataFolder
 from ..datasets.input_profile import InputProfile, input_mismatch
+from ..datasets.published_rois import (
+    N_CORTICAL,
+    N_SUBCORTICAL,
+    PUBLISHED_ORDER,
+    only_numbered,
+    out_of_place,
+)
 from ..models.encoder_spec import EncoderSpec
 from ..models.vision_transformer import VisionTransformer
 from ..utils.errors import UserError
@@ -93,10 +100,17 @@ class Pretrained:
             torch.manual_seed(seed)
             return freeze(self.encoder_spec.build(self.gradients, attn_mode=self.attn_mode))
 
-    def check_folder(self, folder: DataFolder) -> None:
-        """Raise :class:`UserError` unless the folder's ROIs are those of the checkpoint, in order.
+    def check_folder(self, folder: DataFolder) -> str | None:
+        """Compare the folder's ROIs with those of the checkpoint, in order.
 
-        Where the checkpoint has no labels (the release's have none) only their number is compared.
+        Where the checkpoint has no labels (the release's have none) 450 ROIs are compared with the
+        published order.
+
+        Returns:
+            What qualifies all results: that no labels tell whether the order is right.
+
+        Raises:
+            UserError: if the ROIs are others, or in another order.
         """
         rois = self.encoder_spec.crop_size[0]
         if folder.n_rois != rois:
@@ -105,8 +119,10 @@ class Pretrained:
                 f"{self.path} was trained on {rois}{f' ({self.atlas})' if self.atlas else ''}. "
                 "Prepare the data with the atlas of the checkpoint."
             )
+        if self.roi_labels is None:
+            return self._check_published_order(folder)
         for number, (here, there) in enumerate(
-            zip(folder.roi_labels, self.roi_labels or folder.roi_labels, strict=True), start=1
+            zip(folder.roi_labels, self.roi_labels, strict=True), start=1
         ):
             if here != there:
                 raise UserError(
@@ -114,6 +130,25 @@ class Pretrained:
                     f"{self.path}: the order of ROIs, or the atlas, differs. Write the data "
                     "with the ROIs in the checkpoint's order."
                 )
+        return None
+
+    def _check_published_order(self, folder: DataFolder) -> str | None:
+        """As :meth:`check_folder`, for a checkpoint without labels."""
+        unknown = f"the checkpoint {self.path} does not name its ROIs"
+        if folder.n_rois != N_SUBCORTICAL + N_CORTICAL:
+            return f"ROI order not known: {unknown}. It is taken to be that of {folder.path}."
+        if only_numbered(folder.roi_labels):
+            return (
+                f"ROI order not known: {unknown}, and nor does {folder.path}. It is taken to be "
+                f"the published one: {PUBLISHED_ORDER}."
+            )
+        if wrong := out_of_place(folder.roi_labels):
+            raise UserError(
+                f"{folder.path}: {wrong}. {unknown[0].upper()}{unknown[1:]}, and the release was "
+                f"trained on {PUBLISHED_ORDER}. Write the data with its ROIs in that order "
+                "(data/README.md)."
+            )
+        return None
 
     def warn_about_clips(self, dataset: FMRIDataset) -> None:
         """Log a warning if its clips are unlike those the encoder was trained on (method 7)."""

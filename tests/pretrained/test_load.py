@@ -1,5 +1,6 @@
 """Any checkpoint becomes an encoder with all it knows, and a contradiction becomes an error."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 
 from src.datasets.folder import DataFolder
+from src.datasets.prepare.synthetic import write_synthetic
+from src.models.encoder_spec import EncoderSpec
+from src.pretrained.encoder import Pretrained
 from src.pretrained.load import find_checkpoint, load_pretrained
-from src.utils.checkpoint import load_checkpoint
+from src.utils.checkpoint import load_checkpoint, network_state
 from src.utils.errors import UserError
 from tests.conftest import COMPONENTS, FRAMES, ROIS
 from tests.downstream_tasks.conftest import pretraining_run, reference
@@ -190,3 +194,44 @@ def test_rois_of_a_folder_are_compared(run, make_folder):
         pretrained.check_folder(DataFolder(make_folder()))
     with pytest.raises(UserError, match="ROI 1 is 'roi0'"):
         pretrained.check_folder(DataFolder(make_folder("same_size", n_rois=ROIS)))
+
+
+@pytest.fixture(scope="module")
+def of_450_rois(tmp_path_factory) -> tuple[Path, Pretrained]:
+    """A folder in the published order, and an encoder of the release's kind for it."""
+    folder = tmp_path_factory.mktemp("published")
+    write_synthetic(folder / "data", 4, frames=20)
+    spec = EncoderSpec((450, 8), 4, 12, 1, 3, "origin")
+    torch.save({"encoder": network_state(spec.build(None))}, folder / "release.pth.tar")
+    path = folder / "release.pth.tar"
+    return folder / "data", load_pretrained(path, which="encoder", num_heads=3)
+
+
+def relabelled(data: Path, out: Path, labels: list[str]) -> DataFolder:
+    shutil.copytree(data, out)
+    description = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps(description | {"roi_labels": labels}))
+    return DataFolder(out)
+
+
+def test_release_weights_need_the_published_order_of_rois(of_450_rois, tmp_path):
+    data, release = of_450_rois
+    assert release.kind == "release"
+    folder = DataFolder(data)
+    assert release.check_folder(folder) is None
+    labels = list(folder.roi_labels)
+    cortex_first = relabelled(data, tmp_path / "cortex", labels[50:] + labels[:50])
+    with pytest.raises(UserError, match=r"ROI 1 is '17Networks_LH_VisCent_1', where a subcortical"):
+        release.check_folder(cortex_first)
+    numbered = [f"ROI-{i:03d}" for i in range(450)]
+    note = release.check_folder(relabelled(data, tmp_path / "numbered", numbered))
+    assert note.startswith("ROI order not known")
+    assert "50 subcortical ROIs" in note
+
+
+def test_of_other_atlases_the_order_is_not_known(make_folder, tmp_path):
+    path, arrays, flags = reference("tiny_mapping", tmp_path)
+    folder = DataFolder(make_folder(n_rois=int(arrays["config"][0])))
+    note = load_pretrained(path, **flags).check_folder(folder)
+    assert note.startswith("ROI order not known")
+    assert str(folder.path) in note

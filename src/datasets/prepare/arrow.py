@@ -29,7 +29,8 @@ from ...utils.errors import PACKAGE, UserError, nearest, run_main
 from ...utils.progress import progress_bar
 from ..folder.format import RUN_COLUMNS, SPLITS
 from ..folder.writer import FolderWriter
-from .roi_labels import PUBLISHED_ATLAS, load_roi_labels, published_order
+from ..published_rois import PUBLISHED_ATLAS, published_order
+from .roi_labels import load_roi_labels
 
 ATLASES = {"schaefer400_tians3": PUBLISHED_ATLAS}
 SPLIT_OF = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}

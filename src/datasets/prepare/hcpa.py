@@ -23,7 +23,8 @@ from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.progress import progress_bar
 from ..folder.format import RUN_COLUMNS, SPLITS
 from ..folder.writer import FolderWriter
-from .roi_labels import PUBLISHED_ATLAS, load_roi_labels
+from ..published_rois import PUBLISHED_ATLAS
+from .roi_labels import load_roi_labels
 
 # What a pickled numpy array of numbers is made of: data only. The names are those of numpy 2 and 1.
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]

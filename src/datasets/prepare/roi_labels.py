@@ -1,12 +1,9 @@
-"""ROI names for files that hold none, and the published order of ROIs."""
+"""ROI names for files that hold none."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ...utils.errors import UserError
 from ..folder import DataFolder
-
-PUBLISHED_ATLAS = "Tian-S3+Schaefer400-17n"
 
 
 def load_roi_labels(path: Path | None, n_rois: int, atlas: str) -> tuple[str, tuple[str, ...]]:
@@ -36,13 +33,3 @@ def load_roi_labels(path: Path | None, n_rois: int, atlas: str) -> tuple[str, tu
     if len(labels) != n_rois:
         raise UserError(f"--roi_labels {path} has {len(labels)} labels, the series {n_rois} ROIs.")
     return atlas, labels
-
-
-def published_order(labels: Sequence[str]) -> list[int]:
-    """Return the order with subcortical ROIs first, as published (method 1); the rest stays.
-
-    Schaefer's cortical labels are recognised by "7Networks_" or "17Networks_"; labels of another
-    atlas are left in place.
-    """
-    cortical = ["Networks_" in label for label in labels]
-    return sorted(range(len(labels)), key=lambda i: cortical[i])  # sorted() is stable

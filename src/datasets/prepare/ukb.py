@@ -29,8 +29,8 @@ from ...utils.errors import PACKAGE, UserError, run_main
 from ...utils.files import replacing
 from ...utils.progress import progress_bar
 from ..folder.writer import FolderWriter
+from ..published_rois import PUBLISHED_ATLAS
 from .participants import Assignment, read_ids
-from .roi_labels import PUBLISHED_ATLAS
 
 SUBCORTEX_FILE = "fMRI.Tian_Subcortex_S3_3T.csv.gz"
 CORTEX_FILE = "fMRI.Schaefer17n400p.csv.gz"

@@ -9,8 +9,9 @@ import torch
 
 from src.datasets.folder import DataFolder
 from src.datasets.prepare.hcpa import import_hcpa
-from src.datasets.prepare.roi_labels import PUBLISHED_ATLAS, load_roi_labels, published_order
+from src.datasets.prepare.roi_labels import load_roi_labels
 from src.datasets.prepare.synthetic import write_synthetic
+from src.datasets.published_rois import PUBLISHED_ATLAS
 from src.utils.errors import UserError
 
 SIZES = {"train": 4, "valid": 2, "test": 3}
@@ -99,12 +100,6 @@ def test_roi_labels_come_from_a_folder_or_a_text_file(tmp_path):
         import_hcpa(tmp_path, tmp_path / "c", target="sex", roi_labels=tmp_path / "labels.txt")
     with pytest.raises(UserError, match="No such file"):
         load_roi_labels(tmp_path / "missing.txt", 30, "x")
-
-
-def test_published_order_is_subcortex_first():
-    labels = ["17Networks_LH_A_1", "17Networks_RH_A_1", "HIP-rh", "AMY-lh"]
-    assert published_order(labels) == [2, 3, 0, 1]
-    assert published_order(["PCcor", "CER"]) == [0, 1]
 
 
 class Harmful:
