@@ -10,7 +10,7 @@ from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.estimators import fit_head
-from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.heads.result import FittedMethod, HeadResult
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def baseline_rows(
     head: str = "",
     encoded_fit: FitEncoded | None = None,
     encoded_head: str = "",
-) -> list[Row]:
+) -> list[FittedMethod]:
     """The rows of ``evaluation.readouts`` and ``evaluation.baselines``.
 
     Args:
@@ -52,17 +52,19 @@ def baseline_rows(
             continue
         if entry.reads == "encoder" and entry.kind != "readout" and encoded_fit is not None:
             results = [encoded_fit(name, problem) for problem in problems]
-            rows.append(Row(title, encoded_head, entry.kind, results))
+            rows.append(FittedMethod(title, encoded_head, entry.kind, results, name))
             continue
         features = representations.features(name)
         fits = {plain: fit_plain} if name == "fc" else {}
         for head_name, fit_one in (fits | {head: fit}).items():
             results = [fit_one(features, problem) for problem in problems]
-            rows.append(Row(title, head_name, entry.kind, results))
+            rows.append(FittedMethod(title, head_name, entry.kind, results, name))
     return rows
 
 
-def no_features_row(cohort: Cohort, problems: Sequence[Problem], name: str = "majority") -> Row:
+def no_features_row(
+    cohort: Cohort, problems: Sequence[Problem], name: str = "majority"
+) -> FittedMethod:
     """What one gets without looking at the brain: class frequencies, or the mean target."""
     entry = REGISTRY[name]
     results = []
@@ -71,4 +73,4 @@ def no_features_row(cohort: Cohort, problems: Sequence[Problem], name: str = "ma
         results.append(HeadResult(entry.function(y_train, problem.target.n_classes, n), {}))
     events = bool((cohort.examples["start"] >= 0).any())
     title = entry.title_of(events, not cohort.is_classification)
-    return Row(title, "none", entry.kind, results)
+    return FittedMethod(title, "none", entry.kind, results, name)

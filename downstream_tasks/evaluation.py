@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from downstream_tasks.cohort.clips import ExampleClips, task_clip_input
 from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import assert_disjoint, load_split, make_splits, split_path
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.report.results import CheckpointInfo
 from downstream_tasks.scoring.metrics import main_metric_names
 from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
@@ -25,7 +25,8 @@ class Evaluation:
     """A task ready to be evaluated: one problem per seed.
 
     ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, by their
-    ids; ``None`` where the checkpoint does not say.
+    ids; ``None`` where the checkpoint does not say. ``notes`` are what qualifies the whole
+    evaluation, such as input unlike the checkpoint's; they reach the results.
     """
 
     config: DownstreamConfig
@@ -34,6 +35,7 @@ class Evaluation:
     cohort: Cohort
     problems: Sequence[Problem]
     pretrained_on: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
@@ -127,7 +129,7 @@ def prepare(
     logger.info(
         "%s: %d people, %d scored %ss; train %d, valid %d, test %d",
         config.name,
-        cohort.summary()["n_people"],
+        cohort.summary().n_people,
         len(cohort.units),
         config.data.unit,
         *counts.values(),
@@ -146,23 +148,23 @@ def prepare(
 
 def describe_checkpoint(
     config: DownstreamConfig, pretrained: Pretrained, pretrained_on: int | None = None
-) -> dict[str, Any]:
+) -> CheckpointInfo:
     """Weights, training people and input of the checkpoint, for ``results.json``."""
     clip_input = task_clip_input(config.data, pretrained)
-    return {
-        "path": str(pretrained.path),
-        "kind": pretrained.kind,
-        "network": config.model.network,
-        "model_name": pretrained.encoder_spec.model_name,
-        **pretrained.encoder_spec.to_dict(),
-        "atlas": pretrained.atlas,
-        "training_people": _training_people(config, pretrained),
-        "test_people_in_pretraining": pretrained_on,
-        "normalization": clip_input.normalization,
-        "normalization_in_pretraining": pretrained.clip_input.normalization,
-        "sampling": clip_input.sampling,
-        "sampling_in_pretraining": pretrained.clip_input.sampling,
-    }
+    return CheckpointInfo(
+        path=str(pretrained.path),
+        kind=pretrained.kind,
+        network=config.model.network,
+        model_name=pretrained.encoder_spec.model_name,
+        encoder=pretrained.encoder_spec.to_dict(),
+        atlas=pretrained.atlas,
+        training_people=_training_people(config, pretrained),
+        test_people_in_pretraining=pretrained_on,
+        normalization=clip_input.normalization,
+        normalization_in_pretraining=pretrained.clip_input.normalization,
+        sampling=clip_input.sampling,
+        sampling_in_pretraining=pretrained.clip_input.sampling,
+    )
 
 
 def _warn_about_input(config: DownstreamConfig, pretrained: Pretrained) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from downstream_tasks.evaluation import describe_checkpoint, load_model, load_pe
 from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
 from downstream_tasks.features.table import Representations
 from downstream_tasks.finetune_state import BEST, LATEST, refuse_stored_run, seed_folder
-from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.heads.result import FittedMethod, HeadResult
+from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
 from src.pretrained.encoder import Pretrained
 from src.pretrained.load import load_pretrained
@@ -42,8 +42,8 @@ def run(
     devices: Sequence[torch.device],
     evaluate: bool = False,
     resume: bool = False,
-) -> dict[str, Any] | None:
-    """Fine-tune once per seed on ``devices`` and write the report; return ``results.json``.
+) -> Results | None:
+    """Fine-tune once per seed on ``devices`` and write the report; return the results.
 
     With ``evaluate`` nothing is trained: the fine-tuned checkpoint ``model.load_path`` is scored,
     or, if that is the one that training started from, what training stored. Returns ``None`` in all
@@ -69,12 +69,18 @@ def run(
     results = [_read_result(seed_folder(config, problem.seed)) for problem in evaluation.problems]
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, devices[0])
     rows = [
-        Row(MODEL_NAME, HEAD_NAME, "model", results),
+        FittedMethod(MODEL_NAME, HEAD_NAME, "model", results, "model"),
         *baseline_rows(representations, evaluation.problems),
     ]
     checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     return write_report(
-        config.output_dir, config, evaluation.cohort, evaluation.problems, rows, checkpoint
+        config.output_dir,
+        config,
+        evaluation.cohort,
+        evaluation.problems,
+        rows,
+        checkpoint,
+        notes=evaluation.notes,
     )
 
 
@@ -95,7 +101,7 @@ def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
 # --- evaluation of stored checkpoints ------------------------------------------------------------
 
 
-def score_stored(config: DownstreamConfig, device: torch.device) -> dict[str, Any]:
+def score_stored(config: DownstreamConfig, device: torch.device) -> Results:
     """Score fine-tuned checkpoints on the test people and write the report to ``eval``.
 
     Ours hold their split, classes and target statistics. For the release's the task's split is
@@ -114,7 +120,7 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> dict[str, An
         scores = score_test(model, problem, config, Ranks(device))
         chosen = {"epoch": model.task["epoch"]} if model.task else {}
         results.append(HeadResult(scores, chosen))
-    rows = [Row(MODEL_NAME, HEAD_NAME, "model", results)]
+    rows = [FittedMethod(MODEL_NAME, HEAD_NAME, "model", results, "model")]
     if all(len(problem.split.train) for problem in problems):
         # The others describe an encoder before it was fine-tuned.
         names = tuple(n for n in config.evaluation.baselines if REGISTRY[n].reads != "encoder")
@@ -188,11 +194,13 @@ def _stored_split(cohort: Cohort, model: Pretrained) -> Split:
 
 
 def _write_result(folder: Path, result: HeadResult) -> None:
-    about = json.dumps({"chosen": result.chosen, "history": result.history})
+    kept = ("chosen", "history", "notes", "trained_parameters")
+    about = json.dumps({name: getattr(result, name) for name in kept})
     with replacing(folder / _RESULT) as file:
         np.savez(file, scores=result.scores, about=about)
 
 
 def _read_result(folder: Path) -> HeadResult:
     with np.load(folder / _RESULT, allow_pickle=False) as stored:
-        return HeadResult(stored["scores"], **json.loads(str(stored["about"])))
+        about = json.loads(str(stored["about"]))
+        return HeadResult(stored["scores"], **about | {"notes": tuple(about["notes"])})

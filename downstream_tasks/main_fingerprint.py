@@ -7,19 +7,19 @@ first run to the second and backward.
 """
 
 import logging
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from downstream_tasks.cohort.clips import ExampleClips
-from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.examples import Cohort, CohortSummary
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, load_model
-from downstream_tasks.features.registry import REGISTRY
+from downstream_tasks.features.registry import REGISTRY, Kind
 from downstream_tasks.features.table import Representations
-from downstream_tasks.report.rows import compare_with_fc, summary_line
+from downstream_tasks.report.results import MethodResult, Results, RunResult
+from downstream_tasks.report.rows import compare_with_fc, method_result
 from downstream_tasks.report.write import write_results
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
@@ -32,7 +32,7 @@ _ROUNDING = 1e-6  # relative; what differs by less is the same number computed t
 logger = logging.getLogger(__name__)
 
 
-def run_fingerprint(config: DownstreamConfig, device: torch.device) -> dict[str, Any]:
+def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
     """Evaluate the checkpoint and every baseline; write the result folder.
 
     Raises:
@@ -53,35 +53,30 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> dict[str,
         forward, backward = identify(features[:n], features[n:])
         people, title = cohort.units["participant_id"].to_numpy(), entry.title
         hits = np.stack([forward == np.arange(n), backward == np.arange(n)], axis=1).astype(float)
-        scored.append(_line(title, "correlation", entry.kind, hits, config.evaluation.n_bootstrap))
+        scored.append(
+            _line(title, "correlation", entry.kind, name, hits, config.evaluation.n_bootstrap)
+        )
         predictions.append(
             cohort.units.assign(method=title, forward=people[forward], backward=people[backward])
         )
     chance = np.full((n, 2), 1 / n)
-    scored.append(_line("Chance", "none", "baseline", chance, config.evaluation.n_bootstrap))
-    compare_with_fc(scored, "identification")
-    results = {
-        "format": 1,
-        "task": config.name,
-        "protocol": "fingerprint",
-        "type": "fingerprint",
-        "target": "participant_id",
-        "classes": [],
-        "unit": "person",
-        "metrics": list(METRICS),
-        "main_metric": "identification",
-        "cohort": {
-            "n_people": n,
-            "n_units": n,
-            "dropped": {k: {"n": len(v), "names": v} for k, v in cohort.dropped.items()},
-        },
-        "splits": [],
-        "resampled_splits": False,
-        "checkpoint": describe_checkpoint(config, pretrained),
-        "revision": git_revision(),
-        "published": {},
-        "rows": [line for line, _ in scored],
-    }
+    scored.append(
+        _line("Chance", "none", "baseline", "chance", chance, config.evaluation.n_bootstrap)
+    )
+    results = Results(
+        task=config.name,
+        protocol="fingerprint",
+        type="fingerprint",
+        target="participant_id",
+        unit="person",
+        metrics=METRICS,
+        main_metric="identification",
+        cohort=CohortSummary(n, n, n, 2 * n, cohort.dropped_summary),
+        rows=tuple(row for row, _ in scored),
+        comparisons=compare_with_fc(scored, "identification"),
+        checkpoint=describe_checkpoint(config, pretrained),
+        revision=git_revision(),
+    )
     folder_out = config.output_dir
     write_results(folder_out, results, config)
     with replacing(folder_out / "predictions.tsv") as file:
@@ -146,12 +141,18 @@ def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _line(
-    title: str, head: str, kind: str, hits: np.ndarray, n_resamples: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    title: str,
+    head: str,
+    kind: Kind,
+    representation: str,
+    hits: np.ndarray,
+    n_resamples: int,
+) -> tuple[MethodResult, dict[str, np.ndarray]]:
     """A row of the results and its bootstrap samples, from ``hits`` ``[n, 2]`` of each person."""
     columns = {"identification": hits.mean(axis=1), "forward": hits[:, 0], "backward": hits[:, 1]}
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=n_resamples)
     samples = {name: counts @ values / len(hits) for name, values in columns.items()}
     metrics = {name: float(values.mean()) for name, values in columns.items()}
-    return summary_line(title, head, kind, [metrics], samples), samples
+    runs = [RunResult("all", metrics)]
+    return method_result(title, head, kind, runs, samples, representation=representation), samples

@@ -6,7 +6,6 @@ The encoder runs once over the clips; every head, seed and setting is fitted on 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,9 @@ from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.attentive_probe import AttentiveHead, attentive_probe, score_attentive
 from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.linear_probe import lars_probe
-from downstream_tasks.heads.result import HeadResult, LinearMap, Row
+from downstream_tasks.heads.result import FittedMethod, HeadResult, LinearMap
 from downstream_tasks.main_fingerprint import run_fingerprint
+from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
 from src.utils.errors import UserError
 from src.utils.files import replacing
@@ -35,11 +35,11 @@ HEAD_NAMES = {"linear_probe": "LARS", "attentive_probe": "attention"}
 _HEAD_FILE = "head_seed{}.safetensors"
 
 
-def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) -> dict[str, Any]:
+def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) -> Results:
     """Evaluate a frozen encoder as ``config.protocol`` says; write ``config.output_dir``.
 
     With ``evaluate`` nothing is fitted: the heads and splits that an earlier run stored there are
-    read again, and the result goes to its folder ``eval``. Returns what ``results.json`` holds.
+    read again, and the result goes to its folder ``eval``. Returns what it wrote there.
 
     Raises:
         UserError: on bad input of any kind.
@@ -56,8 +56,19 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     if evaluate:
         results = [read_head(representations, problem) for problem in problems]
-        rows = [Row(MODEL_NAME, head, "model", results), no_features_row(cohort, problems)]
-        return write_report(config.output_dir / "eval", config, cohort, problems, rows, checkpoint)
+        rows = [
+            FittedMethod(MODEL_NAME, head, "model", results, "model"),
+            no_features_row(cohort, problems),
+        ]
+        return write_report(
+            config.output_dir / "eval",
+            config,
+            cohort,
+            problems,
+            rows,
+            checkpoint,
+            notes=evaluation.notes,
+        )
 
     results = [fit_encoded(representations, "model", problem) for problem in problems]
     for stale in config.output_dir.glob(_HEAD_FILE.format("*")):
@@ -76,8 +87,10 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         others = baseline_rows(
             representations, problems, lambda x, problem: fit_features(config, x, problem), head
         )
-    rows = [Row(MODEL_NAME, head, "model", results), *others]
-    return write_report(config.output_dir, config, cohort, problems, rows, checkpoint)
+    rows = [FittedMethod(MODEL_NAME, head, "model", results, "model"), *others]
+    return write_report(
+        config.output_dir, config, cohort, problems, rows, checkpoint, notes=evaluation.notes
+    )
 
 
 def fit_features(config: DownstreamConfig, features: np.ndarray, problem: Problem) -> HeadResult:

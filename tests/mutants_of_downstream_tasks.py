@@ -553,6 +553,13 @@ ROWS = [
         "the comparison with FC is paired over people",
     ),
     (
+        "downstream_tasks/report/results.py",
+        "return math.nan if value is None else float(value)",
+        "return 0.0 if value is None else float(value)",
+        "tests/downstream_tasks/report/test_results.py::test_what_is_written_is_what_is_read",
+        "what is not defined stays so when it is read",
+    ),
+    (
         "downstream_tasks/report/rows.py",
         "test, target = problem.split.test, problem.target\n    units, scores, y",
         "test, target = problem.split.valid, problem.target\n    units, scores, y",

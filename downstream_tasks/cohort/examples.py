@@ -8,7 +8,6 @@ import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +31,28 @@ UNIT_COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """What was left out for one reason: how many, and which."""
+
+    n: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CohortSummary:
+    """Who is evaluated; ``class_counts`` and the target's statistics are over scored units."""
+
+    n_people: int
+    n_groups: int
+    n_units: int
+    n_examples: int
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    class_counts: dict[str, int] | None = None
+    target_mean: float | None = None
+    target_sd: float | None = None
+
+
+@dataclass(frozen=True)
 class Cohort:
     """Labelled examples and how they are scored.
 
@@ -50,6 +71,11 @@ class Cohort:
     classes: tuple[str, ...]
     units: pd.DataFrame
     dropped: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def dropped_summary(self) -> dict[str, Dropped]:
+        """What was left out, by reason."""
+        return {reason: Dropped(len(v), tuple(v)) for reason, v in self.dropped.items()}
 
     @property
     def is_classification(self) -> bool:
@@ -76,25 +102,22 @@ class Cohort:
         counts = np.bincount(inverse).reshape(-1, *[1] * (values.ndim - 1))
         return units, total / counts, self.y[np.asarray(examples)[first]]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> CohortSummary:
         """Counts for the log and results.json."""
-        result: dict[str, Any] = {
-            "n_people": int(self.examples["participant_id"].nunique()),
-            "n_groups": int(self.examples["group"].nunique()),
-            "n_units": len(self.units),
-            "n_examples": len(self.examples),
-            "dropped": {reason: {"n": len(v), "names": v} for reason, v in self.dropped.items()},
-        }
         per_unit = self.y[self.examples.drop_duplicates("unit").index]
         if self.is_classification:
-            counts = np.bincount(per_unit, minlength=len(self.classes))
-            result["class_counts"] = dict(zip(self.classes, counts.tolist(), strict=True))
+            counts = np.bincount(per_unit, minlength=len(self.classes)).tolist()
+            about = {"class_counts": dict(zip(self.classes, counts, strict=True))}
         else:
-            result["target_mean"], result["target_sd"] = (
-                float(per_unit.mean()),
-                float(per_unit.std()),
-            )
-        return result
+            about = {"target_mean": float(per_unit.mean()), "target_sd": float(per_unit.std())}
+        return CohortSummary(
+            n_people=int(self.examples["participant_id"].nunique()),
+            n_groups=int(self.examples["group"].nunique()),
+            n_units=len(self.units),
+            n_examples=len(self.examples),
+            dropped=self.dropped_summary,
+            **about,
+        )
 
 
 def load_cohort(

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from scipy.special import expit, softmax
+
+from downstream_tasks.features.registry import Kind
 
 _CHUNK = 1024  # examples
 
@@ -45,6 +46,9 @@ class HeadResult:
         history: one row per epoch of the chosen setting, for heads that are trained.
         linear: the head itself, if it is a linear map of the features.
         weights: its parameters by name, if it is something else that was trained.
+        notes: what qualifies this fit: a setting at the edge of its grid, a solver that did not
+            converge, one and the same prediction for everyone.
+        trained_parameters: how many numbers were fitted, where that is of interest.
     """
 
     scores: np.ndarray
@@ -52,17 +56,20 @@ class HeadResult:
     history: list[dict[str, float]] = field(default_factory=list)
     linear: LinearMap | None = None
     weights: dict[str, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
+    trained_parameters: int | None = None
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a representation, a head, and what it gave in every run.
+class FittedMethod:
+    """A representation, a head, and what it gave in every run: what becomes a line of the table.
 
     ``results`` has one entry per problem (seed). Scores of examples outside the test part are not
-    looked at and may be NaN.
+    looked at and may be NaN. ``representation`` is its name in the registry of features, if any.
     """
 
     name: str
     head: str
-    kind: Literal["model", "readout", "baseline", "control"]
+    kind: Kind
     results: Sequence[HeadResult]
+    representation: str = ""

@@ -10,22 +10,19 @@ difference from them on other data means nothing.
 
 import argparse
 import csv
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from downstream_tasks.report.markdown import (
     METRIC_TITLES,
-    RESULTS_FILE,
-    RESULTS_FORMAT,
     interval_text,
     markdown_table,
     mean_sd_text,
 )
+from downstream_tasks.report.results import RESULTS_FILE, Results
 from src.utils.errors import UserError
 from src.utils.files import replacing, write_text
 
@@ -57,18 +54,7 @@ def find_results(folders: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in found))
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """One ``results.json``; a :class:`UserError` if it is not one of this project."""
-    try:
-        results = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(results, dict) or results.get("format") != RESULTS_FORMAT:
-        raise UserError(f"{path}: 'format' must be {RESULTS_FORMAT}; another program wrote it.")
-    return results
-
-
-def join(results: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
+def join(results: Mapping[Path, Results]) -> pd.DataFrame:
     """One line per folder and method, every metric in three columns; numbers, not text.
 
     ``results`` are by the paths of their files. ``folder`` is as short as tells them apart.
@@ -76,30 +62,30 @@ def join(results: Mapping[Path, dict[str, Any]]) -> pd.DataFrame:
     common = Path(os.path.commonpath([path.parent.parent for path in results]))
     lines = []
     for path, result in results.items():
-        protocol = result["protocol"]
-        for row in result["rows"]:
+        protocol = result.protocol
+        for row in result.rows:
             line = {
-                "task": result["task"],
+                "task": result.task,
                 "protocol": f"{protocol}, --eval" if path.parent.name == "eval" else protocol,
-                "type": result["type"],
-                "method": row["name"],
-                "head": row["head"],
-                "kind": row["kind"],
-                "runs": len(row["runs"]),
-                "people": result["cohort"]["n_people"],
-                "main_metric": result["main_metric"],
+                "type": result.type,
+                "method": row.name,
+                "head": row.head,
+                "kind": row.kind,
+                "runs": len(row.runs),
+                "people": result.cohort.n_people,
+                "main_metric": result.main_metric,
                 "folder": path.parent.relative_to(common).as_posix(),
-                "checkpoint": result["checkpoint"]["path"],
+                "checkpoint": result.checkpoint.path,
             }
-            for name in result["metrics"]:
-                line[name], line[f"{name}_sd"] = row["mean"][name], row["sd"][name]
-                line[f"{name}_low"], line[f"{name}_high"] = row["interval"][name]
-            versus = row.get("versus_fc") or {}
-            line["difference_from_fc"] = versus.get("difference")
-            line["difference_p"] = versus.get("p")
+            for name in result.metrics:
+                line[name], line[f"{name}_sd"] = row.mean[name], row.sd[name]
+                line[f"{name}_low"], line[f"{name}_high"] = row.interval[name]
+            versus = result.comparison(row, result.fc)
+            line["difference_from_fc"] = versus.difference if versus else None
+            line["difference_p"] = versus.p if versus else None
             # The paper has one model and no baseline: its numbers stand beside the model only.
-            if row["kind"] == "model":
-                line |= {f"published_{k}": value for k, value in result["published"].items()}
+            if row.kind == "model":
+                line |= {f"published_{k}": value for k, value in result.published.items()}
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -142,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, and write it where ``--out`` says."""
     paths = find_results(arguments.folders)
-    table = join({path: read_results(path) for path in paths})
+    table = join({path: Results.read(path) for path in paths})
     text = to_markdown(table)
     print(text, end="")
     if arguments.out is not None:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_curve
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
-from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.scoring.metrics import confusion_matrix
 from src.utils.curves import save_figure
 
@@ -21,7 +21,7 @@ _COLORS = (
 
 
 def draw_results(
-    path: Path, cohort: Cohort, problems: Sequence[Problem], rows: Sequence[Row]
+    path: Path, cohort: Cohort, problems: Sequence[Problem], rows: Sequence[FittedMethod]
 ) -> None:
     """Draw the first row, and what it is compared with, on the test people of all runs."""
     model = rows[0]
@@ -46,7 +46,9 @@ def _test_units(
     return y, scores
 
 
-def _draw_roc(axes: Axes, cohort: Cohort, problems: Sequence[Problem], rows: Sequence[Row]) -> None:
+def _draw_roc(
+    axes: Axes, cohort: Cohort, problems: Sequence[Problem], rows: Sequence[FittedMethod]
+) -> None:
     """Mean ROC over runs: of every row for two classes, of every class of the model for more."""
     binary = len(cohort.classes) == 2
     curves = (
@@ -75,7 +77,9 @@ def _draw_roc(axes: Axes, cohort: Cohort, problems: Sequence[Problem], rows: Seq
     axes.legend(fontsize=5.5, loc="lower right")
 
 
-def _draw_confusion(axes: Axes, cohort: Cohort, problems: Sequence[Problem], model: Row) -> None:
+def _draw_confusion(
+    axes: Axes, cohort: Cohort, problems: Sequence[Problem], model: FittedMethod
+) -> None:
     counts = sum(
         confusion_matrix(*_test_units(cohort, problem, result))
         for problem, result in zip(problems, model.results, strict=True)
@@ -91,7 +95,9 @@ def _draw_confusion(axes: Axes, cohort: Cohort, problems: Sequence[Problem], mod
     axes.set(xlabel="predicted", ylabel="true", title=f"{model.name}: share of each true class")
 
 
-def _draw_scatter(axes: Axes, cohort: Cohort, problems: Sequence[Problem], model: Row) -> None:
+def _draw_scatter(
+    axes: Axes, cohort: Cohort, problems: Sequence[Problem], model: FittedMethod
+) -> None:
     for i, (problem, result) in enumerate(zip(problems, model.results, strict=True)):
         y, scores = _test_units(cohort, problem, result)
         guess = scores * problem.target.scale + problem.target.mean

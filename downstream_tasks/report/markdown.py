@@ -1,12 +1,11 @@
-"""`results.md`: the table of a result folder in words and numbers, from what results.json holds."""
+"""``results.md``: the table of a result folder in words and numbers."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from downstream_tasks.report.results import MethodResult, Results
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
-
-RESULTS_FILE = "results.json"
-RESULTS_FORMAT = 1
 
 _SAME = 1e-9  # an SD below it is rounding: a head without a random start, on one split
 
@@ -32,30 +31,22 @@ METRIC_TITLES = {
 }
 
 
-def results_markdown(results: Mapping[str, Any]) -> str:
+def results_markdown(results: Results) -> str:
     """The text of ``results.md``."""
     results = _in_its_own_unit(results)
-    metric = results["main_metric"]
     parts = [
-        f"# {results['task']}: {results['protocol']}",
+        f"# {results.task}: {results.protocol}",
         _describe_data(results),
         markdown_table(*_result_columns(results)),
         _legend(results),
+        _settings(results),
+        _notes(results),
+        _verdict(results),
+        _published(results),
+        _confusion(results),
+        _chosen(results),
     ]
-    if sentence := _verdict(results):
-        parts.append(sentence)
-    if results["published"]:
-        values = ", ".join(f"{METRIC_TITLES[m]} {v:g}" for m, v in results["published"].items())
-        parts.append(
-            f"Published for this task (method 7; fine-tuned ViT-B, the authors' data and splits): "
-            f"{values}. Numbers from other people, splits or synthetic data are not comparable."
-        )
-    if confusion := _confusion(results):
-        parts.append(confusion)
-    if settings := [text for line in results["rows"] if (text := _chosen(line))]:
-        parts.append(f"Settings picked without the test people, by {METRIC_TITLES[metric]}:")
-        parts.append("\n".join(settings))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -81,144 +72,176 @@ def interval_text(bounds: Sequence[float | None]) -> str:
     return "n/a" if any(map(_undefined, bounds)) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
-def _in_its_own_unit(results: Mapping[str, Any]) -> Mapping[str, Any]:
+def _in_its_own_unit(results: Results) -> Results:
     """Without the columns in z where the target was not z-scored.
 
     With ``label_normalization: false`` errors are in the target's own unit, under both names.
     """
     of_z = {"mse": "mse_raw", "mae": "mae_raw"}
-    means = [line["mean"] for line in results["rows"]]
-    if results["type"] != "regression" or any(mean["mse"] != mean["mse_raw"] for mean in means):
+    means = [row.mean for row in results.rows]
+    if results.type != "regression" or any(mean["mse"] != mean["mse_raw"] for mean in means):
         return results
-    return {
-        **results,
-        "metrics": [metric for metric in results["metrics"] if metric not in of_z],
-        "main_metric": of_z.get(results["main_metric"], results["main_metric"]),
-    }
+    return dataclasses.replace(
+        results,
+        metrics=tuple(metric for metric in results.metrics if metric not in of_z),
+        main_metric=of_z.get(results.main_metric, results.main_metric),
+    )
 
 
-def _result_columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    metric = results["main_metric"]
-    shown = [metric, *(m for m in results["metrics"] if m != metric)]
-    with_fc = any("versus_fc" in line for line in results["rows"])
-    with_test = with_fc and results["resampled_splits"]
+def _result_columns(results: Results) -> tuple[list[str], list[list[str]]]:
+    metric, fc = results.main_metric, results.fc
+    shown = [metric, *(m for m in results.metrics if m != metric)]
+    with_fc = any(results.comparison(row, fc) for row in results.rows)
+    with_test = with_fc and results.resampled_splits
     header = ["Method", "Head", METRIC_TITLES[metric], "95 % interval"]
     header += [METRIC_TITLES[m] for m in shown[1:]]
     header += ["Difference from FC"] if with_fc else []
     header += ["p"] if with_test else []
     lines = []
-    for line in results["rows"]:
-        cells = [line["name"], line["head"], mean_sd_text(line["mean"][metric], line["sd"][metric])]
-        cells.append(interval_text(line["interval"][metric]))
-        cells += [mean_sd_text(line["mean"][m], line["sd"][m]) for m in shown[1:]]
-        versus = line.get("versus_fc")
+    for row in results.rows:
+        cells = [row.name, row.head, mean_sd_text(row.mean[metric], row.sd[metric])]
+        cells.append(interval_text(row.interval[metric]))
+        cells += [mean_sd_text(row.mean[m], row.sd[m]) for m in shown[1:]]
+        versus = results.comparison(row, fc)
         if with_fc:
             cells.append(
-                f"{versus['difference']:+.3f} ({interval_text(versus['interval'])})"
-                if versus and not _undefined(versus["difference"])
+                f"{versus.difference:+.3f} ({interval_text(versus.interval)})"
+                if versus and not _undefined(versus.difference)
                 else ""
             )
         if with_test:
-            cells.append("" if not versus or _undefined(versus["p"]) else f"{versus['p']:.3f}")
+            cells.append("" if not versus or _undefined(versus.p) else f"{versus.p:.3f}")
         lines.append(cells)
     return header, lines
 
 
-def _describe_data(results: Mapping[str, Any]) -> str:
-    cohort = results["cohort"]
-    who = f"{cohort['n_people']} people, {cohort['n_units']} scored {results['unit']}s"
-    if "class_counts" in cohort:
-        who += " (" + ", ".join(f"{k} {n}" for k, n in cohort["class_counts"].items()) + ")"
-    elif "target_mean" in cohort:
-        who += f" ({results['target']}: mean {cohort['target_mean']:.4g}, "
-        who += f"SD {cohort['target_sd']:.4g})"
+def _describe_data(results: Results) -> str:
+    cohort = results.cohort
+    who = f"{cohort.n_people} people, {cohort.n_units} scored {results.unit}s"
+    if cohort.class_counts is not None:
+        who += " (" + ", ".join(f"{k} {n}" for k, n in cohort.class_counts.items()) + ")"
+    elif cohort.target_mean is not None:
+        who += f" ({results.target}: mean {cohort.target_mean:.4g}, SD {cohort.target_sd:.4g})"
     text = [who + "."]
-    if results["splits"]:
-        first, n = results["splits"][0], len(results["splits"])
+    if results.splits:
+        first, n = results.splits[0], len(results.splits)
         text.append(
-            f"{first['train']} people train, {first['valid']} choose settings, {first['test']} are "
+            f"{first.train} people train, {first.valid} choose settings, {first.test} are "
             f"tested on; {n} run{'s' if n > 1 else ''}"
-            + (", each with new people." if results["resampled_splits"] else " on one split.")
+            + (", each with new people." if results.resampled_splits else " on one split.")
         )
-    for reason, left_out in cohort["dropped"].items():
-        text.append(f"Left out, {reason}: {left_out['n']}.")
-    text.append(f"Model: {results['checkpoint'].get('path', 'none')}.")
+    for reason, left_out in cohort.dropped.items():
+        text.append(f"Left out, {reason}: {left_out.n}.")
+    text.append(f"Model: {results.checkpoint.path}.")
     return " ".join(text)
 
 
-def _legend(results: Mapping[str, Any]) -> str:
+def _legend(results: Results) -> str:
     text = (
         "Mean over runs (SD where they differ). The interval is a bootstrap over people: what "
         "other people of this population might give, not what other training people would."
     )
-    if any("versus_fc" in line for line in results["rows"]):
+    if results.comparisons:
         text += (
-            f" Difference from FC: in {METRIC_TITLES[results['main_metric']]}, with its paired "
+            f" Difference from FC: in {METRIC_TITLES[results.main_metric]}, with its paired "
             "bootstrap interval."
         )
-    if results["resampled_splits"]:
+    if results.resampled_splits:
         text += " p: corrected resampled t-test over the runs."
-    if any(_undefined(value) for line in results["rows"] for value in line["mean"].values()):
+    if any(_undefined(value) for row in results.rows for value in row.mean.values()):
         text += " n/a: not defined, such as the correlation of a constant."
     return text
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
-    """Whether the model beats everything that needs no pretraining, and FC, cautiously."""
-    metric = results["main_metric"]
-    name, sign = METRIC_TITLES[metric], -1 if metric in LOWER_IS_BETTER else 1
-    models = [line for line in results["rows"] if line["kind"] == "model"]
-    baselines = [
-        line
-        for line in results["rows"]
-        if line["kind"] == "baseline" and not _undefined(line["mean"][metric])
-    ]
-    if not models or not baselines or _undefined(models[0]["mean"][metric]):
+def _settings(results: Results) -> str:
+    """What was done, in a line."""
+    if not results.settings:
         return ""
-    model, best = models[0], max(baselines, key=lambda line: sign * line["mean"][metric])
-    difference = model["mean"][metric] - best["mean"][metric]
+    return "Settings: " + "; ".join(f"{k}: {v}" for k, v in results.settings.items()) + "."
+
+
+def _notes(results: Results) -> str:
+    """What qualifies the evaluation, then what qualifies single rows."""
+    notes = [*results.notes, *(f"{row.label}: {n}" for row in results.rows for n in row.notes)]
+    return "Notes:\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def _verdict(results: Results) -> str:
+    """Whether the model beats everything that needs no pretraining, and FC, cautiously."""
+    metric, model = results.main_metric, results.model
+    name, sign = METRIC_TITLES[metric], -1 if metric in LOWER_IS_BETTER else 1
+    baselines = [
+        row for row in results.rows if row.kind == "baseline" and not _undefined(row.mean[metric])
+    ]
+    if model is None or not baselines or _undefined(model.mean[metric]):
+        return ""
+    best = max(baselines, key=lambda row: sign * row.mean[metric])
+    difference = model.mean[metric] - best.mean[metric]
     gain, sentences = sign * difference, []
-    versus = model.get("versus_fc")
-    if not versus or "versus_fc" in best:  # of FC itself there is the paired interval
+    versus = results.comparison(model, results.fc)
+    if versus is None or best is not results.fc:  # of FC itself there is the paired interval
         place = "ahead of" if gain > 0 else "behind" if gain < 0 else "level with"
         sentences.append(
-            f"The model is **{place} the best row without a trained encoder**, {best['name']} "
-            f"({best['head']}): {name} {model['mean'][metric]:.3f} against "
-            f"{best['mean'][metric]:.3f}, a difference of {difference:+.3f}. It has no interval "
+            f"The model is **{place} the best row without a trained encoder**, {best.name} "
+            f"({best.head}): {name} {model.mean[metric]:.3f} against "
+            f"{best.mean[metric]:.3f}, a difference of {difference:+.3f}. It has no interval "
             "of its own: read it beside those of the two rows."
         )
-    if versus and not any(map(_undefined, versus["interval"])):
-        low, high = sorted(sign * bound for bound in versus["interval"])
+    if versus is not None and not any(map(_undefined, versus.interval)):
+        low, high = sorted(sign * bound for bound in versus.interval)
         finding = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
         fc = "plain functional connectivity"
-        if results["unit"] == "event":
+        if results.unit == "event":
             fc = "connectivity within the event's patch"
-        if "versus_fc" not in best:
+        if best is results.fc:
             fc += ", the best row without a trained encoder"
         sentences.append(
-            f"On these people the model is **{finding}** {fc} ({name} {versus['difference']:+.3f}, "
-            f"{interval_text(versus['interval'])}, paired)."
+            f"On these people the model is **{finding}** {fc} ({name} {versus.difference:+.3f}, "
+            f"{interval_text(versus.interval)}, paired)."
         )
     return " ".join(sentences)
 
 
-def _confusion(results: Mapping[str, Any]) -> str:
-    line = results["rows"][0]
-    tables = [run["confusion"] for run in line["runs"] if "confusion" in run]
+def _published(results: Results) -> str:
+    if not results.published:
+        return ""
+    values = ", ".join(f"{METRIC_TITLES[m]} {v:g}" for m, v in results.published.items())
+    return (
+        f"Published for this task (method 7; fine-tuned ViT-B, the authors' data and splits): "
+        f"{values}. Numbers from other people, splits or synthetic data are not comparable."
+    )
+
+
+def _confusion(results: Results) -> str:
+    first = results.rows[0]
+    tables = [run.confusion for run in first.runs if run.confusion is not None]
     if not tables:
         return ""
-    classes = results["classes"]
-    n = range(len(classes))
+    n = range(len(results.classes))
     total = [[sum(table[i][j] for table in tables) for j in n] for i in n]
-    header = [f"{line['name']}: true", *(f"called {label}" for label in classes)]
-    lines = [[label, *map(str, counts)] for label, counts in zip(classes, total, strict=True)]
+    header = [f"{first.name}: true", *(f"called {label}" for label in results.classes)]
+    lines = [
+        [label, *map(str, counts)] for label, counts in zip(results.classes, total, strict=True)
+    ]
     return "Confusion matrix, all runs together:\n\n" + markdown_table(header, lines)
 
 
-def _chosen(line: Mapping[str, Any]) -> str:
-    runs = [run["chosen"] for run in line["runs"] if run.get("chosen")]
-    texts = [", ".join(f"{k} {_short(v)}" for k, v in chosen.items()) for chosen in runs]
-    return f"- {line['name']} ({line['head']}): {'; '.join(texts)}" if texts else ""
+def _chosen(results: Results) -> str:
+    """The settings of every row that were picked without the test people."""
+    lines = [text for row in results.rows if (text := _chosen_of(row))]
+    if not lines:
+        return ""
+    title = f"Settings picked without the test people, by {METRIC_TITLES[results.main_metric]}:"
+    return "\n\n".join([title, "\n".join(lines)])
+
+
+def _chosen_of(row: MethodResult) -> str:
+    texts = [
+        ", ".join(f"{k} {_short(v)}" for k, v in run.chosen.items())
+        for run in row.runs
+        if run.chosen
+    ]
+    return f"- {row.label}: {'; '.join(texts)}" if texts else ""
 
 
 def _short(value: Any) -> str:

@@ -1,14 +1,22 @@
 """The rows of the table: scores, intervals, comparison with functional connectivity."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.features.registry import Kind
+from downstream_tasks.heads.result import FittedMethod, HeadResult
+from downstream_tasks.report.results import (
+    FC_NAME,
+    Comparison,
+    MethodResult,
+    RunResult,
+    SplitSizes,
+)
 from downstream_tasks.scoring.bootstrap import ScoredRun, bootstrap_metrics, interval
 from downstream_tasks.scoring.metrics import (
     classification_metrics,
@@ -18,88 +26,133 @@ from downstream_tasks.scoring.metrics import (
     regression_metrics,
 )
 
-FC_NAME = "FC"
+Scored = tuple[MethodResult, Mapping[str, np.ndarray]]  # a row and its bootstrap samples
 
 
 def score_rows(
-    cohort: Cohort, problems: Sequence[Problem], rows: Sequence[Row], config: DownstreamConfig
-) -> list[dict[str, Any]]:
-    """Metrics of every row per run, mean, SD, intervals over people and the comparison with FC."""
+    cohort: Cohort,
+    problems: Sequence[Problem],
+    methods: Sequence[FittedMethod],
+    config: DownstreamConfig,
+) -> tuple[tuple[MethodResult, ...], tuple[Comparison, ...]]:
+    """The rows (metrics per run, mean, SD, intervals over people) and their comparisons with FC."""
     scored = []
-    for row in rows:
-        runs = [_score(cohort, p, h) for p, h in zip(problems, row.results, strict=True)]
-        per_run = [_metrics(cohort, run) for run in runs]
+    for method in methods:
+        runs = [_score(cohort, p, h) for p, h in zip(problems, method.results, strict=True)]
         samples = bootstrap_metrics(runs, config.evaluation.n_bootstrap)
-        line = summary_line(row.name, row.head, row.kind, per_run, samples)
-        for entry, problem, run, result in zip(
-            line["runs"], problems, runs, row.results, strict=True
-        ):
-            entry |= {"seed": problem.seed, "chosen": dict(result.chosen)}
-            if cohort.is_classification:
-                entry["confusion"] = confusion_matrix(run.y, run.scores).tolist()
-        scored.append((line, samples))
-    splits = problems if config.split.resample else None
-    compare_with_fc(scored, config.metric, splits, cohort)
-    return [line for line, _ in scored]
+        results = [
+            _run_result(cohort, problem, run, result)
+            for problem, run, result in zip(problems, runs, method.results, strict=True)
+        ]
+        row = method_result(
+            method.name,
+            method.head,
+            method.kind,
+            results,
+            samples,
+            representation=method.representation,
+            notes=_notes(method.results),
+            trained_parameters=method.results[0].trained_parameters,
+        )
+        scored.append((row, samples))
+    sizes = split_sizes(cohort, problems) if config.split.resample else ()
+    return tuple(row for row, _ in scored), compare_with_fc(scored, config.metric, sizes)
 
 
-def summary_line(
+def method_result(
     name: str,
     head: str,
-    kind: str,
-    per_run: Sequence[Mapping[str, float]],
+    kind: Kind,
+    runs: Sequence[RunResult],
     samples: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
-    """A row of ``results.json`` from the metrics of its runs and their bootstrap samples."""
-    mean, sd = mean_sd(per_run)
-    return {
-        "name": name,
-        "head": head,
-        "kind": kind,
-        "mean": mean,
-        "sd": sd,
-        "interval": {metric: interval(values) for metric, values in samples.items()},
-        "runs": [{"metrics": dict(metrics)} for metrics in per_run],
-    }
+    *,
+    representation: str = "",
+    notes: tuple[str, ...] = (),
+    trained_parameters: int | None = None,
+) -> MethodResult:
+    """A row from its runs and the bootstrap samples of each metric."""
+    mean, sd = mean_sd([run.metrics for run in runs])
+    intervals = {metric: interval(values) for metric, values in samples.items()}
+    return MethodResult(
+        name,
+        head,
+        kind,
+        mean,
+        sd,
+        intervals,
+        tuple(runs),
+        representation,
+        notes,
+        trained_parameters,
+    )
 
 
 def compare_with_fc(
-    scored: Sequence[tuple[dict[str, Any], Mapping[str, np.ndarray]]],
-    metric: str,
-    resampled: Sequence[Problem] | None = None,
-    cohort: Cohort | None = None,
-) -> None:
-    """Add ``versus_fc`` to every line but that of FC: the paired difference in ``metric``.
+    scored: Sequence[Scored], metric: str, resampled: Sequence[SplitSizes] = ()
+) -> tuple[Comparison, ...]:
+    """The paired difference in ``metric`` of every row from FC.
 
     The interval comes from resampling the same people for both. The corrected resampled t-test is
-    for new splits per run (``resampled``); on one split, runs differ by their seed only, and a test
-    over seeds would say nothing about people.
+    for new splits per run, whose sizes are ``resampled``; on one split, runs differ by their seed
+    only, and a test over seeds would say nothing about people.
     """
-    reference = next(((line, s) for line, s in scored if line["name"] == FC_NAME), None)
+    reference = next(((row, s) for row, s in scored if row.name == FC_NAME), None)
     if reference is None:
-        return
-    for line, samples in scored:
-        if line is reference[0]:
+        return ()
+    comparisons = []
+    for row, samples in scored:
+        if row is reference[0]:
             continue
         here, there = (
-            np.array([run["metrics"][metric] for run in each["runs"]])
-            for each in (line, reference[0])
+            np.array([run.metrics[metric] for run in each.runs]) for each in (row, reference[0])
         )
-        t, p = np.nan, np.nan
-        if resampled is not None and cohort is not None:
-            sizes = [_split_counts(cohort, problem) for problem in resampled]
-            t, p = corrected_resampled_ttest(
+        p, test = np.nan, ""
+        if resampled:
+            _, p = corrected_resampled_ttest(
                 here - there,
-                n_train=np.mean([size["train"] for size in sizes]),
-                n_test=np.mean([size["test"] for size in sizes]),
+                n_train=np.mean([size.train for size in resampled]),
+                n_test=np.mean([size.test for size in resampled]),
             )
-        line["versus_fc"] = {
-            "metric": metric,
-            "difference": float((here - there).mean()),
-            "interval": interval(samples[metric] - reference[1][metric]),
-            "t": t,
-            "p": p,
-        }
+            test = "corrected resampled t-test"
+        comparisons.append(
+            Comparison(
+                method=row.label,
+                reference=reference[0].label,
+                metric=metric,
+                difference=float((here - there).mean()),
+                interval=interval(samples[metric] - reference[1][metric]),
+                p=p,
+                test=test,
+            )
+        )
+    return tuple(comparisons)
+
+
+def split_sizes(cohort: Cohort, problems: Sequence[Problem]) -> tuple[SplitSizes, ...]:
+    """People in each part of every run."""
+    return tuple(
+        SplitSizes(
+            f"seed{problem.seed}",
+            **{part: len(set(cohort.people[m])) for part, m in problem.split.parts().items()},
+        )
+        for problem in problems
+    )
+
+
+def _run_result(cohort: Cohort, problem: Problem, run: ScoredRun, result: HeadResult) -> RunResult:
+    confusion = None
+    if cohort.is_classification:
+        confusion = tuple(map(tuple, confusion_matrix(run.y, run.scores).tolist()))
+    return RunResult(f"seed{problem.seed}", _metrics(cohort, run), dict(result.chosen), confusion)
+
+
+def _notes(results: Sequence[HeadResult]) -> tuple[str, ...]:
+    """What qualifies the fits of one method, each once with the number of runs it is true of."""
+    counts = Counter(note for result in results for note in result.notes)
+    return tuple(
+        note if n == len(results) else f"{note} ({n} of {len(results)} runs)"
+        for note, n in counts.items()
+    )
 
 
 def _score(cohort: Cohort, problem: Problem, result: HeadResult) -> ScoredRun:
@@ -113,10 +166,3 @@ def _metrics(cohort: Cohort, run: ScoredRun) -> dict[str, float]:
     if cohort.is_classification:
         return classification_metrics(run.y, run.scores)
     return regression_metrics(run.y, run.scores, run.scale)
-
-
-def _split_counts(cohort: Cohort, problem: Problem) -> dict[str, int]:
-    """People in each part."""
-    return {
-        part: len(set(cohort.people[members])) for part, members in problem.split.parts().items()
-    }

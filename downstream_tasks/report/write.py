@@ -8,11 +8,9 @@ results.json, results.md, figure.png the table, with baselines and intervals
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +19,12 @@ import yaml
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.heads.result import Row
+from downstream_tasks.heads.result import FittedMethod
 from downstream_tasks.report.figures import draw_results
-from downstream_tasks.report.markdown import RESULTS_FILE, RESULTS_FORMAT, results_markdown
-from downstream_tasks.report.rows import _split_counts, score_rows
-from downstream_tasks.scoring.metrics import (
-    metric_names,
-)
+from downstream_tasks.report.markdown import results_markdown
+from downstream_tasks.report.results import RESULTS_FILE, CheckpointInfo, Results, without_nan
+from downstream_tasks.report.rows import score_rows, split_sizes
+from downstream_tasks.scoring.metrics import metric_names
 from src.utils.files import replacing, write_text
 from src.utils.logging import TensorBoard, git_revision
 
@@ -37,59 +34,63 @@ def write_report(
     config: DownstreamConfig,
     cohort: Cohort,
     problems: Sequence[Problem],
-    rows: Sequence[Row],
-    checkpoint: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Score ``rows`` on the test people of ``problems`` and write the result folder.
+    methods: Sequence[FittedMethod],
+    checkpoint: CheckpointInfo,
+    *,
+    notes: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Results:
+    """Score ``methods`` on the test people of ``problems`` and write the result folder.
 
-    ``checkpoint`` says which weights and which input the model had; it goes into the results as it
-    is. Returns what ``results.json`` holds.
+    ``notes`` are what qualifies the evaluation as a whole, ``settings`` what was done, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = {
-        "format": RESULTS_FORMAT,
-        "task": config.name,
-        "protocol": config.protocol,
-        "type": config.data.type,
-        "target": config.data.target,
-        "classes": list(cohort.classes),
-        "unit": config.data.unit,
-        "metrics": list(metric_names(config.data.type, len(cohort.classes))),
-        "main_metric": config.metric,
-        "cohort": cohort.summary(),
-        "splits": [{"seed": problem.seed} | _split_counts(cohort, problem) for problem in problems],
-        "resampled_splits": config.split.resample,
-        "checkpoint": dict(checkpoint),
-        "revision": git_revision(),
-        "published": {k: v for k, v in asdict(config.published).items() if v is not None},
-        "rows": score_rows(cohort, problems, rows, config),
-    }
+    rows, comparisons = score_rows(cohort, problems, methods, config)
+    results = Results(
+        task=config.name,
+        protocol=config.protocol,
+        type=config.data.type,
+        target=config.data.target,
+        classes=tuple(map(str, cohort.classes)),
+        unit=config.data.unit,
+        metrics=metric_names(config.data.type, len(cohort.classes)),
+        main_metric=config.metric,
+        cohort=cohort.summary(),
+        splits=split_sizes(cohort, problems),
+        resampled_splits=config.split.resample,
+        checkpoint=checkpoint,
+        rows=rows,
+        comparisons=comparisons,
+        published={k: v for k, v in asdict(config.published).items() if v is not None},
+        notes=tuple(notes),
+        settings=dict(settings or {}),
+        revision=git_revision(),
+    )
     write_results(folder, results, config)
     with replacing(folder / "predictions.tsv") as file:
-        predictions_table(cohort, problems, rows).to_csv(
+        predictions_table(cohort, problems, methods).to_csv(
             file, sep="\t", index=False, na_rep="n/a", float_format="%.6g"
         )
-    _write_history(folder, problems, rows)
-    draw_results(folder / "figure.png", cohort, problems, rows)
+    _write_history(folder, problems, methods)
+    draw_results(folder / "figure.png", cohort, problems, methods)
     return results
 
 
-def write_results(folder: Path, results: Mapping[str, Any], config: DownstreamConfig) -> None:
+def write_results(folder: Path, results: Results, config: DownstreamConfig) -> None:
     """Write ``config.yaml``, ``revision.txt``, ``results.json`` and ``results.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    write_text(folder / "revision.txt", results["revision"] + "\n")
-    with replacing(folder / RESULTS_FILE) as file:
-        file.write(json.dumps(without_nan(results), indent=1).encode() + b"\n")
+    write_text(folder / "revision.txt", results.revision + "\n")
+    results.write(folder / RESULTS_FILE)
     write_text(folder / "results.md", results_markdown(results))
 
 
 def predictions_table(
-    cohort: Cohort, problems: Sequence[Problem], rows: Sequence[Row]
+    cohort: Cohort, problems: Sequence[Problem], methods: Sequence[FittedMethod]
 ) -> pd.DataFrame:
     """One line per method, seed and scored unit of the test part; targets in their own unit."""
     parts = []
-    for row in rows:
+    for row in methods:
         for problem, result in zip(problems, row.results, strict=True):
             test, target = problem.split.test, problem.target
             units, scores, y = cohort.unit_mean(result.scores[test], test)
@@ -108,22 +109,13 @@ def predictions_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def without_nan(value: Any) -> Any:
-    """The same with NaN and infinity as null, which JSON has no words for."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_history(folder: Path, problems: Sequence[Problem], rows: Sequence[Row]) -> None:
+def _write_history(
+    folder: Path, problems: Sequence[Problem], methods: Sequence[FittedMethod]
+) -> None:
     """Learning curves of what was trained: a line per epoch, and TensorBoard."""
     lines = [
         {"method": row.name, "head": row.head, "seed": problem.seed} | epoch
-        for row in rows
+        for row in methods
         for problem, result in zip(problems, row.results, strict=True)
         for epoch in result.history
     ]

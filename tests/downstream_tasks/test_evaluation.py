@@ -68,7 +68,7 @@ def test_people_a_checkpoint_was_fine_tuned_on_are_not_tested(make_config, prete
     pretend(head=head, split=parts)
     evaluation = prepare(config)  # its own test people
     about = describe_checkpoint(config, evaluation.pretrained)
-    assert about["training_people"] == "in the checkpoint"
+    assert about.training_people == "in the checkpoint"
     for part in ("train", "valid"):
         swapped = parts | {part: parts["test"], "test": parts[part]}
         pretend(head=head, split=swapped)
@@ -81,9 +81,9 @@ def test_an_export_does_not_know_its_training_people(make_config, pretend, caplo
     config = make_config()
     pretrained, _ = load_model(config)
     assert "people that it does not name" in caplog.text
-    assert describe_checkpoint(config, pretrained)["training_people"] == "unknown"
+    assert describe_checkpoint(config, pretrained).training_people == "unknown"
     named = make_config(split={"file": "split_seed0.tsv"})
-    assert describe_checkpoint(named, pretrained)["training_people"] == "as split.file says"
+    assert describe_checkpoint(named, pretrained).training_people == "as split.file says"
 
 
 def test_test_people_of_the_pretraining_are_known_by_id(make_config, files, tmp_path, caplog):
@@ -104,8 +104,8 @@ def test_test_people_of_the_pretraining_are_known_by_id(make_config, files, tmp_
         assert said in caplog.messages[-1]
         assert caplog.messages[-1].endswith(", ".join(sorted(seen)))
         about = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
-        assert about["test_people_in_pretraining"] == len(seen)
-        assert about["training_people"] is None
+        assert about.test_people_in_pretraining == len(seen)
+        assert about.training_people is None
         own = make_config(model={"load_path": str(path)}, split={"source": "folder"})
         assert prepare(own).pretrained_on == 0
     written = b"".join(path.read_bytes() for path in exported.iterdir())

@@ -53,10 +53,10 @@ def trained(rehearsal, tmp_path_factory):
 
 def test_learns_reports_and_evaluates_again(trained):
     config, results = trained
-    model, *others = results["rows"]
-    assert (model["name"], model["head"]) == ("Brain-JEPA", "fine-tuned")
-    assert model["mean"]["balanced_accuracy"] > 0.9
-    assert {row["name"] for row in others} == {"Majority class", "FC", "Untrained encoder"}
+    model, *others = results.rows
+    assert (model.name, model.head) == ("Brain-JEPA", "fine-tuned")
+    assert model.mean["balanced_accuracy"] > 0.9
+    assert {row.name for row in others} == {"Majority class", "FC", "Untrained encoder"}
     out = config.output_dir
     for name in (
         "config.yaml", "revision.txt", "log.txt", "metrics.jsonl", "predictions.tsv", "results.md",
@@ -71,16 +71,16 @@ def test_learns_reports_and_evaluates_again(trained):
 
     # The same command with --eval, and each stored checkpoint by itself.
     again = main_finetune.run(config, [CPU], evaluate=True)
-    assert again["rows"][0]["mean"] == model["mean"]
-    assert [r["metrics"] for r in again["rows"][0]["runs"]] == [r["metrics"] for r in model["runs"]]
-    assert again["rows"][2] == others[1]  # FC
+    assert again.rows[0].mean == model.mean
+    assert [r.metrics for r in again.rows[0].runs] == [r.metrics for r in model.runs]
+    assert again.rows[2] == others[1]  # FC
     one = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, load_path=str(seed_folder(config, 1) / BEST)),
         output_root=config.output_root + "_one",
     )
     alone = main_finetune.run(one, [CPU], evaluate=True)
-    assert alone["rows"][0]["runs"][0]["metrics"] == model["runs"][1]["metrics"]
+    assert alone.rows[0].runs[0].metrics == model.runs[1].metrics
     assert (one.output_dir / "eval" / "results.md").exists()
 
 
@@ -109,7 +109,7 @@ def test_regression_in_both_units(make_config, rehearsal):
         heads={"alpha": [0.1, 10.0], "folds": 2},
     )
     results = main_finetune.run(config, [CPU])
-    metrics = results["rows"][0]["mean"]
+    metrics = results.rows[0].mean
     predictions = pd.read_csv(config.output_dir / "predictions.tsv", sep="\t")
     own = predictions[predictions["method"] == "Brain-JEPA"]
     raw = np.square(own["predicted"] - own["target"]).mean()
@@ -121,8 +121,8 @@ def test_regression_in_both_units(make_config, rehearsal):
     assert stored.task["target_scale"] == pytest.approx(train.std())
     assert metrics["mse"] == pytest.approx(raw / train.std() ** 2, rel=1e-4)
     again = main_finetune.run(config, [CPU], evaluate=True)
-    for row, before in zip(again["rows"], results["rows"], strict=True):
-        assert row["mean"] == before["mean"], row["name"]
+    for row, before in zip(again.rows, results.rows, strict=True):
+        assert row.mean == before.mean, row.name
 
 
 def test_events_use_their_scored_patch(make_config):
@@ -159,7 +159,7 @@ def test_release_checkpoint_is_scored(make_config, tmp_path):
     clip = torch.from_numpy(folder.series(number)[:, 5:165].copy())[None, None]
     expected = model(clip).softmax(dim=1)[0, 1].item()
     assert row["p_b"] == pytest.approx(expected, abs=1e-4)
-    assert results["rows"][1]["name"] == "Majority class"
+    assert results.rows[1].name == "Majority class"
 
 
 # --- exactness ------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_resume_is_bit_for_bit(make_config, monkeypatch, step):
             main_finetune.run(parts, [CPU])
     assert stopped.value.code == 128 + signal.SIGTERM
     assert not (parts.output_dir / "results.json").exists()
-    assert main_finetune.run(parts, [CPU], resume=True)["rows"] == expected["rows"]
+    assert main_finetune.run(parts, [CPU], resume=True).rows == expected.rows
     assert torch.equal(stored_weights(whole), stored_weights(parts))
     assert torch.equal(stored_weights(whole, name=BEST), stored_weights(parts, name=BEST))
 

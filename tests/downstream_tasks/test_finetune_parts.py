@@ -191,7 +191,7 @@ def test_eval_on_other_people_and_other_classes(make_config, rehearsal, tmp_path
 
     new = make_config("new", model=stored, data={"data_path": copy("new", ["x", "y", "z"])})
     results = main_finetune.run(new, [CPU], evaluate=True)
-    assert {name: results["splits"][0][name] for name in ("train", "test")} == {
+    assert {name: getattr(results.splits[0], name) for name in ("train", "test")} == {
         "train": 0,
         "test": 3,
     }

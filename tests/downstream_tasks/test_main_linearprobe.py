@@ -1,7 +1,5 @@
 """Frozen protocols end to end on forty synthetic people, and fingerprinting."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +8,7 @@ import torch
 from downstream_tasks import main_linearprobe
 from downstream_tasks.config import task_from_dict
 from downstream_tasks.main_fingerprint import identify
+from downstream_tasks.report.results import Results
 from src.datasets.folder.writer import FolderWriter
 from src.models.vision_transformer import VisionTransformer
 from src.utils.checkpoint import load_checkpoint, save_checkpoint
@@ -69,7 +68,7 @@ def passes(monkeypatch):
 
 
 def by_name(results):
-    return {(row["name"], row["head"]): row for row in results["rows"]}
+    return {(row.name, row.head): row for row in results.rows}
 
 
 @pytest.mark.parametrize(
@@ -101,21 +100,21 @@ def test_every_protocol_prints_all_baselines_beside_the_model(
         ("Brain-JEPA, phases randomised", head),
         ("Brain-JEPA, held constant", head),
     }
-    assert results["rows"][0]["kind"] == "model"
-    assert all(len(row["runs"]) == 2 for row in results["rows"])
+    assert results.rows[0].kind == "model"
+    assert all(len(row.runs) == 2 for row in results.rows)
     folder = tmp_path / "small" / protocol
-    assert json.loads((folder / "results.json").read_text())["protocol"] == protocol
+    assert Results.read(folder / "results.json").protocol == protocol
     assert {"split_seed0.tsv", "split_seed1.tsv", "log.txt", "predictions.tsv", "figure.png"} <= {
         path.name for path in folder.iterdir()
     }
     metric = config.metric
     if kind == "classification":
-        assert rows["FC", plain]["mean"][metric] > 0.9  # the effect is in the connectivity
-        assert rows["Majority class", "none"]["mean"][metric] == 0.5
+        assert rows["FC", plain].mean[metric] > 0.9  # the effect is in the connectivity
+        assert rows["Majority class", "none"].mean[metric] == 0.5
     else:
         if protocol == "ridge":  # the LARS probe of four epochs has hardly begun
-            assert rows["ROI mean and variance", own]["mean"][metric] < 0.9
-        assert rows["Mean of the training people", "none"]["mean"]["r2"] <= 0
+            assert rows["ROI mean and variance", own].mean[metric] < 0.9
+        assert rows["Mean of the training people", "none"].mean["r2"] <= 0
 
 
 def test_seeds_and_settings_cost_no_encoder_pass(files, tmp_path, passes):
@@ -137,7 +136,7 @@ def test_runs_of_different_seeds_differ_and_repeat(files, tmp_path):
     assert not np.array_equal(*p)
     config = config_of(files, tmp_path / "b", "linear_probe")
     second = main_linearprobe.run(config, CPU)
-    assert first["rows"] == second["rows"]
+    assert first.rows == second.rows
 
 
 def test_resampled_splits_are_new_people_and_allow_a_test(files, tmp_path):
@@ -152,7 +151,7 @@ def test_resampled_splits_are_new_people_and_allow_a_test(files, tmp_path):
         for seed in range(3)
     ]
     assert people[0] != people[1]
-    assert results["rows"][0]["versus_fc"]["p"] is not None
+    assert 0 <= results.comparison(results.model, results.fc).p <= 1
 
 
 def test_families_are_never_on_both_sides(files, tmp_path):
@@ -165,10 +164,10 @@ def test_families_are_never_on_both_sides(files, tmp_path):
 @pytest.mark.parametrize("protocol", ["linear_probe", "attentive_probe", "logistic"])
 def test_eval_scores_what_was_stored_and_gives_the_same_numbers(files, tmp_path, protocol):
     config = config_of(files, tmp_path, protocol)
-    trained = main_linearprobe.run(config, CPU)["rows"][0]
-    again = main_linearprobe.run(config, CPU, evaluate=True)["rows"][0]
-    assert again["mean"] == pytest.approx(trained["mean"])
-    assert again["interval"]["auroc"] == pytest.approx(trained["interval"]["auroc"])
+    trained = main_linearprobe.run(config, CPU).rows[0]
+    again = main_linearprobe.run(config, CPU, evaluate=True).rows[0]
+    assert again.mean == pytest.approx(trained.mean)
+    assert again.interval["auroc"] == pytest.approx(trained.interval["auroc"])
     folder = tmp_path / "small" / protocol
     columns = ["participant_id", "seed", "p_M"]
     stored, evaluated = (
@@ -258,17 +257,17 @@ def fingerprint_config(files, out, **changes):
 def test_fingerprinting_writes_the_same_kind_of_folder(files, tmp_path):
     results = main_linearprobe.run(fingerprint_config(files, tmp_path), CPU)
     rows = by_name(results)
-    assert rows["Chance", "none"]["mean"]["identification"] == pytest.approx(1 / 40)
+    assert rows["Chance", "none"].mean["identification"] == pytest.approx(1 / 40)
     line = rows["ROI log SD", "correlation"]
-    assert line["mean"]["identification"] == pytest.approx(
-        (line["mean"]["forward"] + line["mean"]["backward"]) / 2
+    assert line.mean["identification"] == pytest.approx(
+        (line.mean["forward"] + line.mean["backward"]) / 2
     )
-    assert "versus_fc" in results["rows"][0]
+    assert results.comparison(results.model, results.fc)
     folder = tmp_path / "small" / "fingerprint"
     predictions = pd.read_csv(folder / "predictions.tsv", sep="\t")
     assert len(predictions) == 4 * 40
     hits = predictions.query("method == 'FC'").eval("participant_id == forward").mean()
-    assert hits == pytest.approx(rows["FC", "correlation"]["mean"]["forward"])
+    assert hits == pytest.approx(rows["FC", "correlation"].mean["forward"])
     assert "Chance" in (folder / "results.md").read_text()
 
 

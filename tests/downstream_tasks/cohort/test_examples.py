@@ -55,8 +55,8 @@ def test_missing_targets_are_dropped_counted_and_listed(tmp_path, caplog):
     cohort = load(path, target="sex")
     assert cohort.people.tolist() == ["s0", "s2", "s3"]
     assert cohort.classes == ("0", "1")  # not "0.0": the column is read as float
-    dropped = cohort.summary()["dropped"]["no value of sex"]
-    assert dropped == {"n": 2, "names": ["s1", "s4"]}
+    dropped = cohort.summary().dropped["no value of sex"]
+    assert (dropped.n, dropped.names) == (2, ("s1", "s4"))
     assert "s1, s4" in caplog.text
 
 

@@ -62,7 +62,7 @@ def added(monkeypatch):
 def test_a_new_entry_has_its_row_with_nothing_else_changed(files, tmp_path, added):
     names, seen = added
     results = main_linearprobe.run(task(files, tmp_path, "logistic", names), CPU)
-    rows = {(row["name"], row["head"]): row["kind"] for row in results["rows"]}
+    rows = {(row.name, row.head): row.kind for row in results.rows}
     assert rows == {
         ("Brain-JEPA", "logistic"): "model",
         ("First frame", "logistic"): "baseline",
@@ -78,8 +78,8 @@ def test_a_new_entry_has_its_row_with_nothing_else_changed(files, tmp_path, adde
 def test_a_new_entry_is_among_the_fingerprints(files, tmp_path, added):
     data = labelled_folder(tmp_path / "two_runs", people=6, runs=2)
     config = task((data, files[1]), tmp_path, "fingerprint", added[0])
-    rows = main_linearprobe.run(config, CPU)["rows"]
-    assert {row["name"]: row["kind"] for row in rows} == {
+    rows = main_linearprobe.run(config, CPU).rows
+    assert {row.name: row.kind for row in rows} == {
         "Brain-JEPA": "model",
         "First frame": "baseline",
         "Time reversed": "control",
@@ -103,16 +103,16 @@ def test_readouts_have_rows_beside_the_model_from_one_pass(files, tmp_path, monk
     )
     readouts = ["pooled", "roi", "connectivity"]
     config = task(files, tmp_path, "logistic", ["majority"], level="roi", readouts=readouts)
-    rows = {row["name"]: row for row in main_linearprobe.run(config, CPU)["rows"]}
+    rows = {row.name: row for row in main_linearprobe.run(config, CPU).rows}
     assert sum(seen) == 40
-    assert [name for name, row in rows.items() if row["kind"] == "readout"] == [
+    assert [name for name, row in rows.items() if row.kind == "readout"] == [
         "Brain-JEPA, mean of the tokens",
         "Brain-JEPA, mean of each ROI",
         "Brain-JEPA, feature connectivity",
     ]
-    assert rows["Brain-JEPA"]["mean"] == rows["Brain-JEPA, mean of each ROI"]["mean"]
+    assert rows["Brain-JEPA"].mean == rows["Brain-JEPA, mean of each ROI"].mean
     # Sex is in the correlations of six ROIs, which an encoder keeps even untrained.
-    assert rows["Brain-JEPA, feature connectivity"]["mean"]["auroc"] > 0.8
+    assert rows["Brain-JEPA, feature connectivity"].mean["auroc"] > 0.8
 
 
 def test_levels_and_readouts_are_those_of_the_registry(files, tmp_path):

@@ -1,6 +1,5 @@
 """One table of several result folders."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,16 @@ import pandas as pd
 import pytest
 
 import downstream_eval
+from downstream_tasks.cohort.examples import CohortSummary
 from downstream_tasks.report import compare
+from downstream_tasks.report.results import (
+    RESULTS_FILE,
+    CheckpointInfo,
+    Comparison,
+    MethodResult,
+    Results,
+    RunResult,
+)
 from src.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,34 +31,30 @@ def write_results(
     published: dict,
     protocol: str = "fine_tune",
 ) -> None:
-    def line(name: str, row_kind: str, shift: float) -> dict:
+    def row(name: str, row_kind: str, shift: float) -> MethodResult:
         mean = {metric: value + shift for metric, value in values.items()}
-        return {
-            "name": name,
-            "head": "logistic",
-            "kind": row_kind,
-            "mean": mean,
-            "sd": dict.fromkeys(values, 0.02),
-            "interval": {metric: [value - 0.1, value + 0.1] for metric, value in mean.items()},
-            "runs": [{}] * 5,
-        }
+        interval = {metric: (value - 0.1, value + 0.1) for metric, value in mean.items()}
+        runs = tuple(RunResult(f"seed{seed}", mean) for seed in range(5))
+        sd = dict.fromkeys(values, 0.02)
+        return MethodResult(name, "logistic", row_kind, mean, sd, interval, runs)
 
-    model, fc = line("Brain-JEPA", "model", 0.0), line("FC", "baseline", 0.1)
-    model["versus_fc"] = {"difference": -0.1, "p": None}
+    model, fc = row("Brain-JEPA", "model", 0.0), row("FC", "baseline", 0.1)
+    metric = next(iter(values))
     folder.mkdir(parents=True)
-    results = {
-        "format": 1,
-        "task": task,
-        "protocol": protocol,
-        "checkpoint": {"path": "logs/run/jepa-latest.pth.tar"},
-        "type": kind,
-        "metrics": list(values),
-        "main_metric": next(iter(values)),
-        "cohort": {"n_people": 30},
-        "published": published,
-        "rows": [model, fc],
-    }
-    (folder / "results.json").write_text(json.dumps(results))
+    Results(
+        task=task,
+        protocol=protocol,
+        type=kind,
+        target="t",
+        unit="person",
+        metrics=tuple(values),
+        main_metric=metric,
+        cohort=CohortSummary(30, 30, 30, 30),
+        rows=(model, fc),
+        checkpoint=CheckpointInfo("logs/run/jepa-latest.pth.tar"),
+        comparisons=(Comparison(model.label, fc.label, metric, -0.1, (-0.2, 0.0)),),
+        published=published,
+    ).write(folder / RESULTS_FILE)
 
 
 @pytest.fixture
@@ -120,8 +124,8 @@ def test_what_is_no_result_folder(tmp_path):
     with pytest.raises(UserError, match=r"holds no results\.json"):
         compare.find_results([tmp_path])
     (tmp_path / "results.json").write_text("[1]")
-    with pytest.raises(UserError, match="another program wrote it"):
-        compare.read_results(tmp_path / "results.json")
+    with pytest.raises(UserError, match="another program or version wrote it"):
+        Results.read(tmp_path / "results.json")
 
 
 def test_errors_of_the_program_are_one_line(tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import Split
-from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report import figures
 from tests.downstream_tasks.conftest import make_cohort
 
@@ -32,7 +32,7 @@ def draw(tmp_path, monkeypatch):
 
     def panels(cohort: Cohort, scores: np.ndarray) -> list[Axes]:
         problem = Problem(cohort, SPLIT, make_target(cohort, SPLIT), "accuracy", 0)
-        row = Row("Brain-JEPA", "ridge", "model", [HeadResult(scores, {})])
+        row = FittedMethod("Brain-JEPA", "ridge", "model", [HeadResult(scores, {})])
         figures.draw_results(tmp_path / "results.png", cohort, [problem], [row])
         assert (tmp_path / "results.png").stat().st_size > 0
         return figures_drawn[-1].axes

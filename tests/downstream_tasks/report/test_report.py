@@ -7,17 +7,25 @@ import pandas as pd
 import pytest
 import yaml
 
+from downstream_tasks.cohort.examples import CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import make_splits
 from downstream_tasks.config import SplitConfig, task_from_dict
-from downstream_tasks.heads.result import HeadResult, Row
+from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.markdown import (
     interval_text,
     markdown_table,
     mean_sd_text,
     results_markdown,
 )
-from downstream_tasks.report.write import without_nan, write_report
+from downstream_tasks.report.results import (
+    CheckpointInfo,
+    Comparison,
+    MethodResult,
+    Results,
+    without_nan,
+)
+from downstream_tasks.report.write import write_report
 from downstream_tasks.scoring.metrics import classification_metrics, regression_metrics
 from tests.downstream_tasks.conftest import make_cohort
 
@@ -59,7 +67,7 @@ def two_class_report(tmp_path, resample=False, model=1.0, fc=1.0, first_seed=0):
         {"epoch": 1, "train_loss": 0.7, "valid_loss": np.nan, "valid_balanced_accuracy": 0.5}
     ]
     rows = [
-        Row(
+        FittedMethod(
             "Brain-JEPA",
             "LARS",
             "model",
@@ -68,15 +76,17 @@ def two_class_report(tmp_path, resample=False, model=1.0, fc=1.0, first_seed=0):
                 for s in range(3)
             ],
         ),
-        Row(
+        FittedMethod(
             "FC",
             "logistic",
             "baseline",
             [HeadResult(noisy_scores(cohort, fc, 100 + s), {}) for s in range(3)],
         ),
-        Row("Majority class", "none", "baseline", [HeadResult(np.full((200, 2), 0.5), {})] * 3),
+        FittedMethod(
+            "Majority class", "none", "baseline", [HeadResult(np.full((200, 2), 0.5), {})] * 3
+        ),
     ]
-    results = write_report(tmp_path, config, cohort, problems, rows, {"path": "jepa.pth"})
+    results = write_report(tmp_path, config, cohort, problems, rows, CheckpointInfo("jepa.pth"))
     return cohort, problems, rows, results
 
 
@@ -86,7 +96,7 @@ def test_the_folder_holds_everything_and_agrees_with_itself(tmp_path):
     names |= {"metrics.jsonl", "figure.png", "tensorboard"}
     assert names <= {path.name for path in tmp_path.iterdir()}
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored["rows"][0]["mean"] == pytest.approx(results["rows"][0]["mean"])
+    assert stored["rows"][0]["mean"] == pytest.approx(results.rows[0].mean)
     assert stored["cohort"]["class_counts"] == {"F": 50, "M": 50}
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["name"] == "demo"
 
@@ -104,29 +114,34 @@ def test_the_folder_holds_everything_and_agrees_with_itself(tmp_path):
 
 def test_lines_hold_mean_sd_interval_and_confusion(tmp_path):
     cohort, problems, rows, results = two_class_report(tmp_path)
-    line = results["rows"][0]
+    line = results.rows[0]
     values = []
     for problem, result in zip(problems, rows[0].results, strict=True):
         _, scores, y = cohort.unit_mean(result.scores[problem.split.test], problem.split.test)
         values.append(classification_metrics(y, scores)["auroc"])
-    assert line["mean"]["auroc"] == pytest.approx(np.mean(values))
-    assert line["sd"]["auroc"] == pytest.approx(np.std(values, ddof=1))
-    low, high = line["interval"]["auroc"]
-    assert low < line["mean"]["auroc"] < high
-    assert np.sum(line["runs"][0]["confusion"]) == 20
-    assert results["rows"][2]["mean"]["balanced_accuracy"] == 0.5
-    assert "versus_fc" not in results["rows"][1]
+    assert line.mean["auroc"] == pytest.approx(np.mean(values))
+    assert line.sd["auroc"] == pytest.approx(np.std(values, ddof=1))
+    low, high = line.interval["auroc"]
+    assert low < line.mean["auroc"] < high
+    assert np.sum(line.runs[0].confusion) == 20
+    assert results.rows[2].mean["balanced_accuracy"] == 0.5
+    assert results.comparison(results.rows[1], results.fc) is None
+
+
+def versus_fc(results):
+    return results.comparison(results.model, results.fc)
 
 
 def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
-    same = two_class_report(tmp_path / "a", first_seed=100)[3]["rows"][0]["versus_fc"]
-    assert same["interval"] == (0, 0)  # the scores of FC: in each resample of people the same
-    assert np.isnan(same["p"])  # one split: seeds alone say nothing about people
+    same = versus_fc(two_class_report(tmp_path / "a", first_seed=100)[3])
+    assert same.interval == (0, 0)  # the scores of FC: in each resample of people the same
+    assert np.isnan(same.p)  # one split: seeds alone say nothing about people
     assert "not told apart from" in (tmp_path / "a" / "results.md").read_text()
     better = two_class_report(tmp_path / "b", resample=True, model=4.0, fc=0.0)[3]
-    versus = better["rows"][0]["versus_fc"]
-    assert versus["interval"][0] > 0
-    assert versus["p"] < 0.05
+    versus = versus_fc(better)
+    assert versus.interval[0] > 0
+    assert versus.p < 0.05
+    assert versus.test == "corrected resampled t-test"
     text = (tmp_path / "b" / "results.md").read_text()
     assert "**better than**" in text
     assert "each with new people" in text
@@ -135,24 +150,23 @@ def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
 
 
 def bare_results(rows, **changes):
-    """What results.json holds, as far as the text needs it; rows: (name, kind, mean, vs FC)."""
+    """What the text needs of results; rows: (name, kind, mean, interval of the FC difference)."""
     metric = changes.get("main_metric", "balanced_accuracy")
-    lines = []
+    methods, comparisons = [], []
     for name, kind, mean, versus in rows:
-        values = {metric: mean} if np.isscalar(mean) else mean
-        line = {"name": name, "head": "h", "kind": kind, "mean": values, "runs": []}
-        line |= {"sd": dict.fromkeys(values, 0.0), "interval": dict.fromkeys(values, (0.1, 0.9))}
+        values = {metric: mean}
+        spread = ({metric: 0.0}, {metric: (0.1, 0.9)})
+        methods.append(MethodResult(name, "h", kind, values, *spread, runs=()))
         if versus:
-            low, high = versus
-            line["versus_fc"] = {"difference": (low + high) / 2, "interval": versus, "p": np.nan}
-        lines.append(line)
-    cohort = {"n_people": 3, "n_units": 3, "dropped": {}}
-    return {
-        **{"task": "t", "protocol": "p", "type": "classification", "unit": "event"},
-        **{"cohort": cohort, "splits": [], "resampled_splits": False, "checkpoint": {}},
-        **{"metrics": [metric], "main_metric": metric, "published": {}, "classes": []},
-        **{"rows": lines, **changes},
-    }
+            middle = sum(versus) / 2
+            comparisons.append(Comparison(f"{name} (h)", "FC (h)", metric, middle, versus))
+    return Results(
+        **{"task": "t", "protocol": "p", "type": "classification", "target": "y"},
+        **{"unit": "event", "metrics": (metric,), "main_metric": metric} | changes,
+        cohort=CohortSummary(3, 3, 3, 3),
+        rows=tuple(methods),
+        comparisons=tuple(comparisons),
+    )
 
 
 def test_the_verdict_is_about_the_best_row_without_a_trained_encoder():
@@ -191,15 +205,15 @@ def test_regression_is_reported_in_both_units(tmp_path):
     target = problems[0].target
     rng = np.random.default_rng(1)
     results = [HeadResult(target.y + rng.normal(size=100), {}) for _ in problems]
-    mean = Row("Mean", "none", "baseline", [HeadResult(np.zeros(100), {})] * 3)
-    rows = [Row("Brain-JEPA", "ridge", "model", results), mean]
-    report = write_report(tmp_path, config, cohort, problems, rows, {})
+    mean = FittedMethod("Mean", "none", "baseline", [HeadResult(np.zeros(100), {})] * 3)
+    rows = [FittedMethod("Brain-JEPA", "ridge", "model", results), mean]
+    report = write_report(tmp_path, config, cohort, problems, rows, CheckpointInfo())
     text = (tmp_path / "results.md").read_text()
     assert "| n/a " in text  # the mean correlates with nothing
     assert "n/a: not defined" in text
     test = problems[0].split.test
     expected = regression_metrics(target.y[test], results[0].scores[test], target.scale)
-    assert report["rows"][0]["runs"][0]["metrics"] == pytest.approx(expected)
+    assert report.rows[0].runs[0].metrics == pytest.approx(expected)
     predictions = pd.read_csv(tmp_path / "predictions.tsv", sep="\t")
     first = predictions.query("method == 'Brain-JEPA' and seed == 0")
     error = first["predicted"] - first["target"]
@@ -216,9 +230,9 @@ def test_errors_of_targets_that_are_not_normalised_are_not_called_z(tmp_path):
     splits = [problem.split for problem in problems_of(cohort, config)]
     target = make_target(cohort, splits[0], config.data.label_normalization)
     problems = [Problem(cohort, split, target, config.metric, i) for i, split in enumerate(splits)]
-    rows = [Row("Brain-JEPA", "ridge", "model", [HeadResult(y + 3, {"alpha": 1.0})] * 3)]
-    report = write_report(tmp_path, config, cohort, problems, rows, {})
-    assert report["rows"][0]["mean"]["mse"] == pytest.approx(9)
+    rows = [FittedMethod("Brain-JEPA", "ridge", "model", [HeadResult(y + 3, {"alpha": 1.0})] * 3)]
+    report = write_report(tmp_path, config, cohort, problems, rows, CheckpointInfo())
+    assert report.rows[0].mean["mse"] == pytest.approx(9)
     text = (tmp_path / "results.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| Method"))
     assert [cell.strip() for cell in header.split("|")][3] == "MSE"
@@ -232,10 +246,10 @@ def test_three_classes(tmp_path):
     config = config_of()
     problems = problems_of(cohort, config)
     scores = np.random.default_rng(0).dirichlet(np.ones(3), 90) + np.eye(3)[y]
-    rows = [Row("Brain-JEPA", "LARS", "model", [HeadResult(scores / 2, {})] * 3)]
-    results = write_report(tmp_path, config, cohort, problems, rows, {})
-    assert "f1" not in results["metrics"]
-    assert results["rows"][0]["mean"]["auroc"] > 0.8
+    rows = [FittedMethod("Brain-JEPA", "LARS", "model", [HeadResult(scores / 2, {})] * 3)]
+    results = write_report(tmp_path, config, cohort, problems, rows, CheckpointInfo())
+    assert "f1" not in results.metrics
+    assert results.rows[0].mean["auroc"] > 0.8
 
 
 def test_history_has_a_line_per_epoch_and_valid_json(tmp_path):
