@@ -307,8 +307,8 @@ ROWS = [
     ),
     (
         "downstream_tasks/comparison.py",
-        "rows.append(Row(title, head_name, entry.kind, results))",
-        'rows.append(Row(title, head_name, "baseline", results))',
+        "rows.append(FittedMethod(title, head_name, entry.kind, results, name))",
+        'rows.append(FittedMethod(title, head_name, "baseline", results, name))',
         "tests/downstream_tasks/features/test_registry.py::test_a_new_entry_has_its_row_with_nothing_else_changed",
         "the registry says what is a control",
     ),
