@@ -22,12 +22,13 @@ class ScoredRun:
     """Test predictions of one run.
 
     ``y`` ``[n]`` class numbers or z-scored targets; ``scores`` ``[n, C]`` probabilities or ``[n]``
-    z-scored predictions; ``people`` ``[n]`` participant ids; ``scale`` the target's training SD.
+    z-scored predictions; ``clusters`` ``[n]`` what each was sampled with (person, family or site);
+    ``scale`` the target's training SD.
     """
 
     y: np.ndarray
     scores: np.ndarray
-    people: np.ndarray
+    clusters: np.ndarray
     scale: float = 1.0
 
 
@@ -39,8 +40,8 @@ def bootstrap_metrics(
     The draw depends on (people, ``n_resamples``, ``seed``) only, so two methods scored on the same
     people are resampled alike and their difference is a paired one.
     """
-    people = np.unique(np.concatenate([np.asarray(run.people) for run in runs]))
-    positions = [np.searchsorted(people, run.people) for run in runs]
+    people = np.unique(np.concatenate([np.asarray(run.clusters) for run in runs]))
+    positions = [np.searchsorted(people, run.clusters) for run in runs]
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_ELEMENTS // max(len(run.y) for run in runs))
     collected: list[dict[str, np.ndarray]] = []

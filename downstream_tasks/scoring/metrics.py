@@ -135,7 +135,7 @@ def mean_sd(runs: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict
 
 
 def corrected_resampled_ttest(
-    differences: np.ndarray, n_train: int, n_test: int
+    differences: np.ndarray, n_train: float, n_test: float
 ) -> tuple[float, float]:
     """Paired t-test over resampled splits whose training sets overlap (Nadeau and Bengio, 2003).
 
@@ -145,9 +145,16 @@ def corrected_resampled_ttest(
     that do not vary. It is meant for *new* splits per run, not for new seeds on one split.
     """
     differences = np.asarray(differences, dtype=float)
-    k = len(differences)
-    variance = differences.var(ddof=1) if k > 1 else np.nan
-    if not np.isfinite(variance) or variance <= np.finfo(float).eps * np.abs(differences).max():
+    error = resampled_standard_error(differences, n_train, n_test)
+    if not error > np.sqrt(np.finfo(float).eps * np.abs(differences).max()):
         return np.nan, np.nan
-    t = differences.mean() / np.sqrt((1 / k + n_test / n_train) * variance)
-    return float(t), float(2 * stats.t.sf(abs(t), df=k - 1))
+    t = differences.mean() / error
+    return float(t), float(2 * stats.t.sf(abs(t), df=len(differences) - 1))
+
+
+def resampled_standard_error(values: np.ndarray, n_train: float, n_test: float) -> float:
+    """Standard error of the mean of ``values`` ``[k]`` over splits that share people."""
+    k = len(values)
+    if k < 2:
+        return np.nan
+    return float(np.sqrt((1 / k + n_test / n_train) * np.var(values, ddof=1)))
