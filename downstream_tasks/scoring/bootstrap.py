@@ -7,12 +7,12 @@ person who was scored in several runs (seeds, resampled splits) or by several ex
 whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from downstream_tasks.scoring.calibration import weighted_calibration
+from downstream_tasks.scoring.calibration import CALIBRATION_METRICS, weighted_calibration
 
 _CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
 
@@ -66,16 +66,21 @@ def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def weighted_metrics(run: ScoredRun, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of ``run`` under each row of ``weights`` ``[W, n]``, each ``[W]``."""
+def weighted_metrics(
+    run: ScoredRun, weights: np.ndarray, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of ``run`` under each row of ``weights`` ``[W, n]``, each ``[W]``.
+
+    With ``names``, what these do not need and costs much (rankings) is left out.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is the NaN we mean
         if run.scores.ndim == 2:
-            return _weighted_classification(run.y, run.scores, weights)
-        return _weighted_regression(run.y, run.scores, run.scale, weights)
+            return _weighted_classification(run.y, run.scores, weights, names)
+        return _weighted_regression(run.y, run.scores, run.scale, weights, names)
 
 
 def _weighted_classification(
-    y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+    y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, names: Collection[str] | None
 ) -> dict[str, np.ndarray]:
     n_classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
@@ -94,14 +99,19 @@ def _weighted_classification(
     }
     if n_classes == 2:
         result["f1"] = f1[:, 1]
-    against_rest = [1] if n_classes == 2 else range(n_classes)
-    ranked = [_weighted_ranking(is_true[:, c], probabilities[:, c], weights) for c in against_rest]
-    result["auroc"] = np.mean([auroc for auroc, _ in ranked], axis=0)
-    result["average_precision"] = np.mean([precision for _, precision in ranked], axis=0)
-    undefined = occurs < n_classes
-    result["auroc"][undefined] = np.nan
-    result["average_precision"][undefined] = np.nan
-    return result | weighted_calibration(y, probabilities, weights)
+    if names is None or {"auroc", "average_precision"} & {*names}:
+        against_rest = [1] if n_classes == 2 else range(n_classes)
+        ranked = [
+            _weighted_ranking(is_true[:, c], probabilities[:, c], weights) for c in against_rest
+        ]
+        result["auroc"] = np.mean([auroc for auroc, _ in ranked], axis=0)
+        result["average_precision"] = np.mean([precision for _, precision in ranked], axis=0)
+        undefined = occurs < n_classes
+        result["auroc"][undefined] = np.nan
+        result["average_precision"][undefined] = np.nan
+    if names is None or {*CALIBRATION_METRICS} & {*names}:
+        result |= weighted_calibration(y, probabilities, weights)
+    return result
 
 
 def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +140,11 @@ def _weighted_ranking(
 
 
 def _weighted_regression(
-    y: np.ndarray, predicted: np.ndarray, scale: float, weights: np.ndarray
+    y: np.ndarray,
+    predicted: np.ndarray,
+    scale: float,
+    weights: np.ndarray,
+    names: Collection[str] | None,
 ) -> dict[str, np.ndarray]:
     total = weights.sum(axis=1)
     error = y - predicted
@@ -138,17 +152,18 @@ def _weighted_regression(
     mae = weights @ np.abs(error) / total
     mean = weights @ y / total
     variance = (weights * (y - mean[:, None]) ** 2).sum(axis=1) / total
-    return {
+    result = {
         "mse": mse,
         "mae": mae,
         "r2": np.where(variance > 0, 1 - mse / variance, np.nan),
         "pearson": _weighted_correlation(np.broadcast_to(y, weights.shape), predicted, weights),
-        "spearman": _weighted_correlation(
-            _weighted_ranks(y, weights), _weighted_ranks(predicted, weights), weights
-        ),
         "mse_raw": mse * scale**2,
         "mae_raw": mae * scale,
     }
+    if names is None or "spearman" in names:
+        ranks = _weighted_ranks(y, weights), _weighted_ranks(predicted, weights)
+        result["spearman"] = _weighted_correlation(*ranks, weights)
+    return result
 
 
 def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Intervals of metrics over people, and what is to be said of a predictor that decides nothing.
 
-One split: the standard error comes from the jackknife over *clusters* (people, families, sites: what
-was sampled as a whole), with a t quantile for as many degrees of freedom as the clusters of the
-classes give (Satterthwaite). Metrics between 0 and 1 get Wilson's interval for the number of
+One split: the standard error comes from the jackknife over *clusters* (people, families, sites:
+what was sampled as a whole), with a t quantile for as many degrees of freedom as the clusters of
+the classes give (Satterthwaite). Metrics between 0 and 1 get Wilson's interval for the number of
 independent decisions that would have that standard error (Korn and Graubard, 1998), errors a
-logarithmic and correlations Fisher's scale, so that an interval stays in the metric's range and does
-not shrink to a point at its ends. ``scripts/coverage.py`` measures how often they cover.
+logarithmic scale and correlations Fisher's, so that an interval stays in the metric's range and
+does not shrink to a point at its ends. ``scripts/coverage.py`` measures how often they cover.
 
 New people for every run: the corrected resampled t-test's standard error (Nadeau and Bengio, 2003).
 """
@@ -18,10 +18,15 @@ from scipy import stats
 
 from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
-from downstream_tasks.scoring.metrics import CLASSIFICATION_METRICS, resampled_standard_error
+from downstream_tasks.scoring.metrics import resampled_standard_error
 
 LEVEL = 0.95
+SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "f1", "auroc", "average_precision")
+PER_UNIT = ("accuracy", "brier")  # a mean over units, whatever their class
 CORRELATIONS = ("pearson", "spearman")
+# The calibration error of a sample is above that of the population by more than its own spread: an
+# interval around it would not cover.
+WITHOUT_INTERVAL = ("ece",)
 # Beyond so many clusters they are left out some at a time: the cost is of clusters x units.
 _MAX_GROUPS = 1000
 _CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
@@ -54,7 +59,7 @@ class Jackknife:
 
         What is a mean over classes needs two clusters of each.
         """
-        fewest = self.n_clusters if metric == "accuracy" else self.clusters_of_class.min()
+        fewest = self.n_clusters if metric in PER_UNIT else self.clusters_of_class.min()
         return fewest > 1
 
     def independent_decisions(self, metric: str, *, varies: bool) -> float:
@@ -63,7 +68,7 @@ class Jackknife:
         One a unit; where nothing varies between clusters (everything right, one class for everyone)
         the data do not say that the units of a cluster are independent, and it is one a cluster.
         """
-        if metric == "accuracy":
+        if metric in PER_UNIT:
             return float(self.units_of_class.sum() if varies else self.n_clusters)
         counts = self.units_of_class if varies else self.clusters_of_class
         return float(len(counts) ** 2 / (1 / counts).sum())
@@ -96,7 +101,7 @@ def summarise(runs: Sequence[ScoredRun], design: Design) -> dict[str, Bounds]:
     for metric, influence in jackknife.influence.items():
         error = float(np.sqrt((influence**2).sum()))
         varies = error > _ROUNDING
-        if not jackknife.can_vary(metric) or (constant and not varies):
+        if (constant and not varies) or not jackknife.can_vary(metric):
             bounds[metric] = (np.nan, np.nan)
             continue
         bounds[metric] = interval_of(
@@ -136,9 +141,9 @@ def interval_of(
     to be a mean of. NaN where a scale has no error: an error of 0, a correlation of 1.
     """
     t = stats.t.ppf((1 + LEVEL) / 2, df)
-    if not np.isfinite(estimate) or not np.isfinite(error):
+    if metric in WITHOUT_INTERVAL or not np.isfinite(estimate) or not np.isfinite(error):
         return np.nan, np.nan
-    if metric in CLASSIFICATION_METRICS:
+    if metric in SHARES:
         return _wilson(min(max(estimate, 0.0), 1.0), error, t, decisions)
     if error <= _ROUNDING:
         return np.nan, np.nan
