@@ -91,7 +91,7 @@ def people_of_two_classes(strengths: tuple[float, float], n: int, n_positive: in
     """One score a person; so many of a test set are positive."""
 
     def draw(rng: np.random.Generator, many: int | None) -> Predictors:
-        positive = int(round(many * n_positive / n)) if many else n_positive
+        positive = round(many * n_positive / n) if many else n_positive
         y = (np.arange(many or n) < positive).astype(int)
         shared = rng.normal(size=len(y))
         runs = [

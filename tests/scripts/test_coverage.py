@@ -1,4 +1,4 @@
-"""The simulation of coverage, small: intervals hold the truth where a percentile bootstrap fails."""
+"""A small simulation of coverage: intervals hold where a percentile bootstrap fails."""
 
 import pytest
 
