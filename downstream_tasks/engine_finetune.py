@@ -101,7 +101,7 @@ def fine_tune(
         total=total_steps,
         initial=progress.step,
         unit="step",
-        desc=f"fine-tune, seed {problem.seed}",
+        desc=f"fine-tune, {problem.name}",
         disable=not ranks.main,
     )
     with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
@@ -134,15 +134,15 @@ def fine_tune(
                     *validate(scores, problem), rate(step), problem.metric
                 )
                 if ranks.main:
-                    logger.info("seed %d, %s", problem.seed, progress.summary())
+                    logger.info("%s, %s", problem.name, progress.summary())
                     bar.set_postfix(progress.history[-1], refresh=False)
             states.write(model, optimizer, progress, improved)
             if stopping and step < total_steps:
                 logger.info(
-                    "stopped by %s after step %d of seed %d; go on with --resume",
+                    "stopped by %s after step %d of %s; go on with --resume",
                     name_of(stopping),
                     step,
-                    problem.seed,
+                    problem.name,
                 )
                 raise SystemExit(stopping)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from downstream_tasks.cohort.clips import ExampleClips, task_clip_input
 from downstream_tasks.cohort.examples import Cohort, load_cohort
-from downstream_tasks.cohort.problem import Problem, make_target
-from downstream_tasks.cohort.splits import assert_disjoint, load_split, make_splits, split_path
+from downstream_tasks.cohort.problem import Problem, make_target, study_design
+from downstream_tasks.cohort.splits import make_splits, stored_splits
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.report.results import CheckpointInfo
+from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import main_metric_names
 from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task ready to be evaluated: one problem per seed.
+    """A task ready to be evaluated: one problem per seed, or per seed and test fold.
 
     ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, by their
     ids; ``None`` where the checkpoint does not say. ``notes`` are what qualifies the whole
@@ -36,6 +37,11 @@ class Evaluation:
     problems: Sequence[Problem]
     pretrained_on: int | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def design(self) -> Design:
+        """What the runs are to each other."""
+        return study_design(self.problems)
 
 
 def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
@@ -93,11 +99,11 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
 
 
 def prepare(
-    config: DownstreamConfig, *, stored_splits: bool = False, write_splits: bool = True
+    config: DownstreamConfig, *, from_stored: bool = False, write_splits: bool = True
 ) -> Evaluation:
     """Load everything; write the splits into the output folder unless ``write_splits`` is off.
 
-    With ``stored_splits`` they are those that an earlier run wrote there.
+    With ``from_stored`` they are those that an earlier run wrote there.
 
     Raises:
         UserError: as :func:`load_model`, :func:`load_people` and :func:`make_splits`, and if the
@@ -105,27 +111,26 @@ def prepare(
     """
     pretrained, folder = load_model(config)
     cohort = load_people(config, folder, pretrained)
-    if stored_splits:
-        splits = [load_split(split_path(config.output_dir, s), cohort) for s in config.seeds]
-        for split in splits:
-            assert_disjoint(cohort, split)
+    if from_stored:
+        runs = stored_splits(cohort, config.seeds, config.output_dir)
     else:
         target_folder = config.output_dir if write_splits else None
-        splits = make_splits(cohort, config.split, config.seeds, target_folder)
-    test_people = {person for split in splits for person in cohort.people[split.test]}
+        runs = make_splits(cohort, config.split, config.seeds, target_folder)
+    test_people = {person for run in runs for person in cohort.people[run.split.test]}
     _check_unseen(pretrained, test_people)
     seen = _people_of_pretraining(pretrained, test_people)
     problems = [
         Problem(
             cohort,
-            split,
-            make_target(cohort, split, config.data.label_normalization),
+            run.split,
+            make_target(cohort, run.split, config.data.label_normalization),
             config.metric,
-            seed,
+            run.seed,
+            run.fold,
         )
-        for seed, split in zip(config.seeds, splits, strict=True)
+        for run in runs
     ]
-    counts = {part: len(set(cohort.people[m])) for part, m in splits[0].parts().items()}
+    counts = {part: len(set(cohort.people[m])) for part, m in runs[0].split.parts().items()}
     logger.info(
         "%s: %d people, %d scored %ss; train %d, valid %d, test %d",
         config.name,

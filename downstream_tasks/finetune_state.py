@@ -1,8 +1,10 @@
 """What a fine-tuning run keeps on disk: the state to resume from, and the epoch that was best.
 
-    seed<S>/finetune-latest.pth.tar   model, optimizer, step, history: after an epoch, or a signal
-    seed<S>/finetune-best.pth.tar     the model of the chosen epoch; --eval and --load_path read it
-    seed<S>/metrics.jsonl             a line per epoch
+    RUN/finetune-latest.pth.tar   model, optimizer, step, history: after an epoch, or a signal
+    RUN/finetune-best.pth.tar     the model of the chosen epoch; --eval and --load_path read it
+    RUN/metrics.jsonl             a line per epoch
+
+RUN is ``seed0``, or ``seed0_fold2`` (:attr:`Problem.name`).
 
 Both are the release's fine-tuned files (``model``, ``optimizer``, ``epoch``, ``scaler``) with what
 makes them self-contained: ``provenance`` (encoder, input, training people), ``task`` and the
@@ -22,6 +24,7 @@ from torch import nn
 
 from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.problem import Problem
+from downstream_tasks.cohort.splits import run_name
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.scoring.metrics import selection_key
 from src.datasets.input_profile import InputProfile
@@ -48,9 +51,19 @@ _FREE_KEYS = {
 }
 
 
-def seed_folder(config: DownstreamConfig, seed: int) -> Path:
-    """Where the states of a seed are."""
-    return config.output_dir / f"seed{seed}"
+def state_folder(config: DownstreamConfig, name: str) -> Path:
+    """Where the states of the run ``name`` (:attr:`Problem.name`) are."""
+    return config.output_dir / name
+
+
+def stored_states(config: DownstreamConfig, seed: int, file: str) -> list[Path]:
+    """The states ``file`` of ``seed``, of every fold, in the order of the folds."""
+    whole = state_folder(config, run_name(seed)) / file
+    folds = config.output_dir.glob(f"{run_name(seed)}_fold*/{file}")
+    return [
+        *([whole] if whole.is_file() else []),
+        *sorted(folds, key=lambda path: int(path.parent.name.rpartition("fold")[2])),
+    ]
 
 
 def refuse_stored_run(folder: Path) -> None:
@@ -110,7 +123,7 @@ class Progress:
 
 
 class StateFolder:
-    """The states of one seed's run."""
+    """The states of one run."""
 
     def __init__(
         self,
@@ -223,6 +236,7 @@ def _describe_task(
         "target_mean": target.mean,
         "target_scale": target.scale,
         "seed": problem.seed,
+        "fold": problem.fold,
         "metric": problem.metric,
         "patch": config.data.scored_patch if clips.has_events else None,
     }

@@ -1,7 +1,7 @@
 """Fine-tuning, all seeds: train, compare with the baselines, report; or score what is stored.
 
 OUTPUT_ROOT/task/fine_tune/          the report (downstream_tasks/report/write.py)
-OUTPUT_ROOT/task/fine_tune/seed<S>/  the states (downstream_tasks/finetune_state.py)
+OUTPUT_ROOT/task/fine_tune/RUN/      the states (downstream_tasks/finetune_state.py)
 OUTPUT_ROOT/task/fine_tune/eval/     the report of --eval
 """
 
@@ -15,14 +15,20 @@ import torch
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, Target, make_target
-from downstream_tasks.cohort.splits import Split, assert_disjoint, make_splits
+from downstream_tasks.cohort.splits import Split, assert_disjoint, make_splits, run_name
 from downstream_tasks.comparison import baseline_rows
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import fine_tune, score_test
 from downstream_tasks.evaluation import describe_checkpoint, load_model, load_people, prepare
 from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
 from downstream_tasks.features.table import Representations
-from downstream_tasks.finetune_state import BEST, LATEST, refuse_stored_run, seed_folder
+from downstream_tasks.finetune_state import (
+    BEST,
+    LATEST,
+    refuse_stored_run,
+    state_folder,
+    stored_states,
+)
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
@@ -55,18 +61,17 @@ def run(
     """
     if evaluate:
         return score_stored(config, devices[0])
-    folders = [seed_folder(config, seed) for seed in config.seeds]
-    if not resume:
-        for folder in folders:  # all of them, before anything is written
-            refuse_stored_run(folder)
-    elif not any((folder / LATEST).exists() for folder in folders):
+    stored = [path for seed in config.seeds for path in stored_states(config, seed, LATEST)]
+    if stored and not resume:
+        refuse_stored_run(stored[0].parent)  # before anything is written
+    if resume and not stored:
         raise UserError(f"nothing to resume in {config.output_dir}: no seed*/{LATEST}.")
     launch(train_seeds, devices, config, resume)
     if not is_first_process():
         return None
     setup_logging(config.output_dir)
     evaluation = prepare(config)
-    results = [_read_result(seed_folder(config, problem.seed)) for problem in evaluation.problems]
+    results = [_read_result(state_folder(config, problem.name)) for problem in evaluation.problems]
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, devices[0])
     rows = [
         FittedMethod(MODEL_NAME, HEAD_NAME, "model", results, "model"),
@@ -85,12 +90,12 @@ def run(
 
 
 def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
-    """One process of ``ranks``: fine-tune every seed and leave its result in its folder."""
+    """One process of ``ranks``: fine-tune every run and leave its result in its folder."""
     setup_logging(config.output_dir, ranks.main)
     # The splits are written with the report: a run that cannot be resumed leaves the stored ones.
     evaluation = prepare(config, write_splits=False)
     for problem in evaluation.problems:
-        folder = seed_folder(config, problem.seed)
+        folder = state_folder(config, problem.name)
         if ranks.main and not (folder / LATEST).exists():
             (folder / _RESULT).unlink(missing_ok=True)  # of a run whose state is gone
         result = fine_tune(evaluation.pretrained, problem, config, ranks, folder, resume)
@@ -140,10 +145,11 @@ def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) 
     """
     task = model.task
     seed = task["seed"] if task else config.evaluation.seed
+    fold = task.get("fold") if task else None  # files of before there were folds do not say
     if model.split is not None:
         split = _stored_split(cohort, model)
     else:
-        (split,) = make_splits(cohort, config.split, [seed])
+        ((_, _, split),) = make_splits(cohort, config.split, [seed])
     assert_disjoint(cohort, split)
     if task is None:
         target = make_target(cohort, split, config.data.label_normalization)
@@ -160,16 +166,20 @@ def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) 
     else:
         mean, scale = task["target_mean"], task["target_scale"]
         target = Target((cohort.y - mean) / scale, mean, scale)
-    return Problem(cohort, split, target, config.metric, seed)
+    return Problem(cohort, split, target, config.metric, seed, fold)
 
 
 def _stored_models(config: DownstreamConfig) -> list[Pretrained]:
-    paths = [seed_folder(config, seed) / BEST for seed in config.seeds]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise UserError(
-            f"--eval: {config.model.load_path} is not fine-tuned, and there is no {missing[0]}. "
-            "Fine-tune first, or give a fine-tuned checkpoint as --load_path."
-        )
+    paths = []
+    for seed in config.seeds:
+        of_seed = stored_states(config, seed, BEST)
+        if not of_seed:
+            raise UserError(
+                f"--eval: {config.model.load_path} is not fine-tuned, and there is no "
+                f"{state_folder(config, run_name(seed))}*/{BEST}. "
+                "Fine-tune first, or give a fine-tuned checkpoint as --load_path."
+            )
+        paths += of_seed
     return [load_pretrained(path, attn_mode=config.model.attn_mode) for path in paths]
 
 
@@ -190,7 +200,7 @@ def _stored_split(cohort: Cohort, model: Pretrained) -> Split:
     return Split(*(np.flatnonzero(part == name) for name in ("train", "valid", "test")))
 
 
-# --- results of a seed, from the process that trained to the one that reports ---------------------
+# --- results of a run, from the process that trained to the one that reports ---------------------
 
 
 def _write_result(folder: Path, result: HeadResult) -> None:

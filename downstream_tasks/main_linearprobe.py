@@ -32,7 +32,7 @@ from src.utils.logging import setup_logging
 
 HEAD_NAMES = {"linear_probe": "LARS", "attentive_probe": "attention"}
 
-_HEAD_FILE = "head_seed{}.safetensors"
+_HEAD_FILE = "head_{}.safetensors"  # name of the run
 
 
 def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) -> Results:
@@ -49,7 +49,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         if evaluate:
             raise UserError("--eval: fingerprint stores nothing to score again; run it without.")
         return run_fingerprint(config, device)
-    evaluation = prepare(config, stored_splits=evaluate)
+    evaluation = prepare(config, from_stored=evaluate)
     cohort, problems = evaluation.cohort, evaluation.problems
     representations = Representations(config, cohort, evaluation.pretrained, device)
     head = HEAD_NAMES.get(config.protocol, config.protocol)
@@ -197,4 +197,4 @@ def _check_head(path: Path, expected: Mapping[str, str]) -> None:
 
 
 def _head_path(config: DownstreamConfig, problem: Problem) -> Path:
-    return config.output_dir / _HEAD_FILE.format(problem.seed)
+    return config.output_dir / _HEAD_FILE.format(problem.name)

@@ -52,6 +52,13 @@ ROWS = [
         "a person belongs to one part",
     ),
     (
+        "downstream_tasks/cohort/problem.py",
+        "if any(problem.fold is not None for problem in problems):",
+        "if False:",
+        "tests/downstream_tasks/cohort/test_problem.py::test_the_design_follows_from_the_test_people",
+        "test folds are not resampled splits",
+    ),
+    (
         "downstream_tasks/cohort/examples.py",
         "return units, total / counts, self.y",
         "return units, total, self.y",

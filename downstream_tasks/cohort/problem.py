@@ -1,12 +1,14 @@
 """One run of an evaluation: who is in which part, what is predicted, what picks a setting."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from downstream_tasks.cohort.examples import Cohort
-from downstream_tasks.cohort.splits import Split
+from downstream_tasks.cohort.splits import Split, run_name
 from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
+from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from src.utils.errors import UserError
 
@@ -33,13 +35,22 @@ class Target:
 
 @dataclass(frozen=True)
 class Problem:
-    """One run of an evaluation: who is in which part, what to predict, what picks a setting."""
+    """One run of an evaluation: who is in which part, what to predict, what picks a setting.
+
+    ``fold`` is the number of the test fold where every person is tested once per seed.
+    """
 
     cohort: Cohort
     split: Split
     target: Target
     metric: str
     seed: int
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """``seed0``, or ``seed0_fold2``: names the files of this run."""
+        return run_name(self.seed, self.fold)
 
 
 def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
@@ -59,6 +70,22 @@ def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
     if scale == 0:
         raise UserError(f"all training people have the same target, {mean:g}; draw another split.")
     return Target((cohort.y - mean) / scale, mean, scale)
+
+
+def study_design(problems: Sequence[Problem]) -> Design:
+    """What the runs are to each other; people per part are means over the runs."""
+    n_train, n_test = (
+        float(np.mean([len(set(p.cohort.people[p.split.parts()[part]])) for p in problems]))
+        for part in ("train", "test")
+    )
+    first = problems[0].split
+    if any(problem.fold is not None for problem in problems):
+        kind = "folds"
+    elif all(np.array_equal(problem.split.test, first.test) for problem in problems):
+        kind = "one_split"
+    else:
+        kind = "resampled"
+    return Design(kind, n_train, n_test)
 
 
 def class_weights(y_train: np.ndarray, n_classes: int) -> np.ndarray:

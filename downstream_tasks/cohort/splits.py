@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,10 +40,28 @@ class Split:
         return {name: getattr(self, name) for name in SPLITS}
 
 
+class RunSplit(NamedTuple):
+    """The split of one run; ``fold`` numbers the test folds of a seed, if there are several."""
+
+    seed: int
+    fold: int | None
+    split: Split
+
+    @property
+    def name(self) -> str:
+        """As :attr:`Problem.name`."""
+        return run_name(self.seed, self.fold)
+
+
+def run_name(seed: int, fold: int | None = None) -> str:
+    """``seed0``, or ``seed0_fold2``."""
+    return f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}"
+
+
 def make_splits(
     cohort: Cohort, config: SplitConfig, seeds: Sequence[int], folder: Path | None = None
-) -> list[Split]:
-    """One split per seed, checked; written to ``folder/split_seed*.tsv`` if that is given.
+) -> list[RunSplit]:
+    """The splits of all runs, checked; written to ``folder/split_*.tsv`` if that is given.
 
     With ``config.resample`` every seed draws new people; otherwise all seeds share one split, from
     ``config.file``, from the data folder (``source: folder``) or drawn with ``config.seed``.
@@ -55,17 +74,33 @@ def make_splits(
         splits = [folder_split(cohort)] * len(seeds)
     else:
         splits = [draw_split(cohort, config.fractions, config.seed)] * len(seeds)
-    for seed, split in zip(seeds, splits, strict=True):
-        assert_disjoint(cohort, split)
-        _warn_about_absent_classes(cohort, split)
+    runs = [RunSplit(seed, None, split) for seed, split in zip(seeds, splits, strict=True)]
+    for run in runs:
+        assert_disjoint(cohort, run.split)
+        _warn_about_absent_classes(cohort, run.split)
         if folder is not None:
-            save_split(split_path(folder, seed), cohort, split)
-    return splits
+            save_split(split_path(folder, run.name), cohort, run.split)
+    return runs
 
 
-def split_path(folder: Path, seed: int) -> Path:
-    """Where the split of a seed is stored."""
-    return folder / f"split_seed{seed}.tsv"
+def stored_splits(cohort: Cohort, seeds: Sequence[int], folder: Path) -> list[RunSplit]:
+    """The splits that an earlier run wrote into ``folder``, checked.
+
+    Raises:
+        UserError: as :func:`load_split` and :func:`assert_disjoint`.
+    """
+    runs = [
+        RunSplit(seed, None, load_split(split_path(folder, run_name(seed)), cohort))
+        for seed in seeds
+    ]
+    for run in runs:
+        assert_disjoint(cohort, run.split)
+    return runs
+
+
+def split_path(folder: Path, name: str) -> Path:
+    """Where the split of the run ``name`` is stored."""
+    return folder / f"split_{name}.tsv"
 
 
 def draw_split(cohort: Cohort, fractions: Sequence[float], seed: int) -> Split:

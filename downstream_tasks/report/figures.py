@@ -102,7 +102,7 @@ def _draw_scatter(
         y, scores = _test_units(cohort, problem, result)
         guess = scores * problem.target.scale + problem.target.mean
         color = _COLORS[i % len(_COLORS)]
-        axes.scatter(y, guess, s=9, alpha=0.7, color=color, label=f"seed {problem.seed}")
+        axes.scatter(y, guess, s=9, alpha=0.7, color=color, label=problem.name)
     limits = [cohort.y.min(), cohort.y.max()]
     axes.plot(limits, limits, color="#cccccc", linewidth=0.8, linestyle="--")
     axes.set(xlabel="target", ylabel="predicted", title=f"{model.name}, test people")

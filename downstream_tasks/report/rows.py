@@ -132,7 +132,7 @@ def split_sizes(cohort: Cohort, problems: Sequence[Problem]) -> tuple[SplitSizes
     """People in each part of every run."""
     return tuple(
         SplitSizes(
-            f"seed{problem.seed}",
+            problem.name,
             **{part: len(set(cohort.people[m])) for part, m in problem.split.parts().items()},
         )
         for problem in problems
@@ -143,7 +143,7 @@ def _run_result(cohort: Cohort, problem: Problem, run: ScoredRun, result: HeadRe
     confusion = None
     if cohort.is_classification:
         confusion = tuple(map(tuple, confusion_matrix(run.y, run.scores).tolist()))
-    return RunResult(f"seed{problem.seed}", _metrics(cohort, run), dict(result.chosen), confusion)
+    return RunResult(problem.name, _metrics(cohort, run), dict(result.chosen), confusion)
 
 
 def _notes(results: Sequence[HeadResult]) -> tuple[str, ...]:

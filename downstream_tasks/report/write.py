@@ -1,9 +1,9 @@
 """The result folder: every row of the table scored alike, written as numbers, text and a figure.
 
 config.yaml, revision.txt, log.txt   what was run
-split_seed*.tsv                      who was in which part
+split_*.tsv                          who was in which part
 metrics.jsonl, tensorboard/          one line per epoch of what was trained
-predictions.tsv                      one line per method, seed and test person
+predictions.tsv                      one line per method, run and test person
 results.json, results.md, figure.png the table, with baselines and intervals
 """
 
@@ -18,6 +18,7 @@ import yaml
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
+from downstream_tasks.cohort.splits import run_name
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.heads.result import FittedMethod
 from downstream_tasks.report.figures import draw_results
@@ -98,6 +99,7 @@ def predictions_table(
             part.insert(0, "method", row.name)
             part.insert(1, "head", row.head)
             part.insert(2, "seed", problem.seed)
+            part.insert(3, "fold", problem.fold)
             if cohort.is_classification:
                 names = np.array(cohort.classes)
                 part["target"], part["predicted"] = names[y], names[scores.argmax(axis=1)]
@@ -114,7 +116,7 @@ def _write_history(
 ) -> None:
     """Learning curves of what was trained: a line per epoch, and TensorBoard."""
     lines = [
-        {"method": row.name, "head": row.head, "seed": problem.seed} | epoch
+        {"method": row.name, "head": row.head, "seed": problem.seed, "fold": problem.fold} | epoch
         for row in methods
         for problem, result in zip(problems, row.results, strict=True)
         for epoch in result.history
@@ -125,7 +127,7 @@ def _write_history(
         file.writelines(json.dumps(without_nan(line)).encode() + b"\n" for line in lines)
     with TensorBoard(folder / "tensorboard") as board:
         for line in lines:
-            prefix = f"{line['method']}/seed{line['seed']}"
+            prefix = f"{line['method']}/{run_name(line['seed'], line['fold'])}"
             for name, value in line.items():
-                if name not in ("method", "head", "seed", "epoch"):
+                if name not in ("method", "head", "seed", "fold", "epoch"):
                     board.add_scalar(f"{prefix}/{name}", value, line["epoch"])

@@ -10,7 +10,7 @@ import torch
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.config import DownstreamConfig, task_from_dict
-from downstream_tasks.finetune_state import LATEST, seed_folder
+from downstream_tasks.finetune_state import LATEST, state_folder
 from src.config import config_from_dict
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
@@ -215,5 +215,5 @@ def write_cohort(path: Path, labels: tuple[str, ...]) -> None:
 
 def stored_weights(config: DownstreamConfig, seed: int = 0, name: str = LATEST) -> torch.Tensor:
     """All numbers of a stored state's model, one vector."""
-    model = load_checkpoint(seed_folder(config, seed) / name)["model"]
+    model = load_checkpoint(state_folder(config, f"seed{seed}") / name)["model"]
     return torch.cat([value.flatten() for value in model.values()])

@@ -13,7 +13,7 @@ import torch
 from downstream_tasks import engine_finetune, main_finetune
 from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.evaluation import prepare
-from downstream_tasks.finetune_state import BEST, seed_folder
+from downstream_tasks.finetune_state import BEST, state_folder
 from downstream_tasks.models_vit import fine_tuned_model
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
@@ -76,7 +76,9 @@ def test_learns_reports_and_evaluates_again(trained):
     assert again.rows[2] == others[1]  # FC
     one = dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, load_path=str(seed_folder(config, 1) / BEST)),
+        model=dataclasses.replace(
+            config.model, load_path=str(state_folder(config, "seed1") / BEST)
+        ),
         output_root=config.output_root + "_one",
     )
     alone = main_finetune.run(one, [CPU], evaluate=True)
@@ -91,7 +93,7 @@ def test_seeds_differ_in_start_and_order(trained):
 
 def test_stored_checkpoint_is_self_contained(trained):
     config, _ = trained
-    stored = load_pretrained(seed_folder(config, 0) / BEST)
+    stored = load_pretrained(state_folder(config, "seed0") / BEST)
     pretrained = load_pretrained(config.model.load_path)
     assert torch.equal(stored.training_people, pretrained.training_people)
     assert stored.kind == "fine_tuned"
@@ -114,7 +116,7 @@ def test_regression_in_both_units(make_config, rehearsal):
     own = predictions[predictions["method"] == "Brain-JEPA"]
     raw = np.square(own["predicted"] - own["target"]).mean()
     assert metrics["mse_raw"] == pytest.approx(raw, rel=1e-4)
-    stored = load_pretrained(seed_folder(config, 0) / BEST)
+    stored = load_pretrained(state_folder(config, "seed0") / BEST)
     ages = DataFolder(rehearsal.data).runs.set_index("participant_id")["age"]
     train = ages.loc[stored.split["train"]].to_numpy(float)
     assert stored.task["target_mean"] == pytest.approx(train.mean())
@@ -131,7 +133,7 @@ def test_events_use_their_scored_patch(make_config):
         fine_tune={"epochs": 1},
     )
     main_finetune.run(config, [CPU])
-    stored = load_pretrained(seed_folder(config, 0) / BEST)
+    stored = load_pretrained(state_folder(config, "seed0") / BEST)
     assert stored.task["patch"] == 1
     assert fine_tuned_model(stored).patch == 1
 
@@ -226,7 +228,7 @@ def test_test_people_are_read_once_and_last(make_config, monkeypatch):
 def test_clips_of_a_run_are_averaged(make_config):
     config = make_config(evaluation={"clips": 3})
     main_finetune.run(config, [CPU])
-    stored = load_pretrained(seed_folder(config, 0) / BEST)
+    stored = load_pretrained(state_folder(config, "seed0") / BEST)
     problem = prepare(config).problems[0]
     scores = engine_finetune.score_test(stored, problem, config, Ranks(CPU))
     example = problem.split.test[0]

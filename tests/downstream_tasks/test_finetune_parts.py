@@ -10,7 +10,7 @@ from downstream_tasks import main_finetune
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import make_criterion, make_optimizer, make_schedule
 from downstream_tasks.evaluation import prepare
-from downstream_tasks.finetune_state import BEST, Progress, seed_folder
+from downstream_tasks.finetune_state import BEST, Progress, state_folder
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
 from src.models.downstream_vit import DownstreamViT
@@ -125,7 +125,7 @@ def test_a_finished_folder_is_not_overwritten(make_config):
     with pytest.raises(UserError, match="nothing to resume"):
         main_finetune.run(config, [CPU], resume=True)
     main_finetune.run(config, [CPU])
-    kept = [seed_folder(config, 0) / "result.npz", config.output_dir / "split_seed0.tsv"]
+    kept = [state_folder(config, "seed0") / "result.npz", config.output_dir / "split_seed0.tsv"]
     before = [path.read_bytes() for path in kept]
     with pytest.raises(UserError, match="already holds a run"):
         main_finetune.run(make_config(split={"seed": 5}), [CPU])
@@ -154,7 +154,7 @@ def test_a_later_seed_that_is_stored_refuses_the_run_before_anything_is_written(
     config = make_config(fine_tune={"epochs": 1}, evaluation={"num_seed": 2})
     with pytest.raises(UserError, match="seed1 already holds a run"):
         main_finetune.run(config, [CPU])
-    assert not seed_folder(config, 0).exists()
+    assert not state_folder(config, "seed0").exists()
     assert not (config.output_dir / "split_seed0.tsv").exists()
 
 
@@ -171,7 +171,7 @@ def test_eval_without_anything_stored(make_config):
 def test_eval_on_other_people_and_other_classes(make_config, rehearsal, tmp_path):
     config = make_config(fine_tune={"epochs": 1})
     main_finetune.run(config, [CPU])
-    stored = {"load_path": str(seed_folder(config, 0) / BEST)}
+    stored = {"load_path": str(state_folder(config, "seed0") / BEST)}
     other = make_config("other", model=stored, data={"target": "few"})
     with pytest.raises(UserError, match="The classes and their order"):
         main_finetune.run(

@@ -83,12 +83,12 @@ def test_too_few_people():
 def test_splits_are_written_and_read_again(tmp_path):
     cohort = make_cohort(BINARY, classes=("a", "b"), runs=2)
     config = SplitConfig(resample=True)
-    splits = make_splits(cohort, config, range(2), tmp_path)
+    splits = [run.split for run in make_splits(cohort, config, range(2), tmp_path)]
     assert set(splits[0].test) != set(splits[1].test)
     table = pd.read_csv(tmp_path / "split_seed1.tsv", sep="\t")
     assert len(table) == 100  # people, not runs
     again = make_splits(cohort, SplitConfig(file=str(tmp_path / "split_seed1.tsv")), range(2))
-    for split in again:
+    for _, _, split in again:
         np.testing.assert_array_equal(split.test, splits[1].test)
         np.testing.assert_array_equal(split.valid, splits[1].valid)
 
@@ -96,7 +96,8 @@ def test_splits_are_written_and_read_again(tmp_path):
 def test_without_resampling_all_seeds_share_a_split():
     cohort = make_cohort(BINARY, classes=("a", "b"))
     one, two = make_splits(cohort, SplitConfig(seed=7), range(2))
-    np.testing.assert_array_equal(one.test, two.test)
+    np.testing.assert_array_equal(one.split.test, two.split.test)
+    assert [one.name, two.name] == ["seed0", "seed1"]
 
 
 def test_a_stored_split_must_fit(tmp_path):
@@ -123,7 +124,7 @@ def test_a_stored_split_must_fit(tmp_path):
 def test_the_folders_own_split():
     parts = ["train"] * 6 + ["valid"] * 2 + ["test"] * 2
     cohort = make_cohort(np.arange(10.0), split=parts)
-    (split,) = make_splits(cohort, SplitConfig(source="folder"), [0])
+    ((_, _, split),) = make_splits(cohort, SplitConfig(source="folder"), [0])
     assert split.test.tolist() == [8, 9]
     with pytest.raises(UserError, match="no labelled people for valid"):
         folder_split(make_cohort(np.arange(3.0), split=["train", "train", "test"]))

@@ -45,10 +45,10 @@ def config_of(kind="classification", resample=False, **evaluation):
 
 
 def problems_of(cohort, config, seeds=(0, 1, 2)):
-    splits = make_splits(cohort, SplitConfig(resample=config.split.resample), seeds)
+    runs = make_splits(cohort, SplitConfig(resample=config.split.resample), seeds)
     return [
-        Problem(cohort, split, make_target(cohort, split), config.metric, seed)
-        for seed, split in zip(seeds, splits, strict=True)
+        Problem(cohort, split, make_target(cohort, split), config.metric, seed, fold)
+        for seed, fold, split in runs
     ]
 
 
