@@ -772,8 +772,8 @@ ROWS = [
     ),
     (
         "downstream_tasks/main_finetune.py",
-        "    elif not any((folder / LATEST).exists() for folder in folders):\n",
-        "    elif False:\n",
+        "    if resume and not stored:\n",
+        "    if False:\n",
         "tests/downstream_tasks/test_finetune_parts.py::test_a_finished_folder_is_not_overwritten",
         "--resume needs something to go on with",
     ),

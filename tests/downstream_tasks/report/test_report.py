@@ -257,8 +257,8 @@ def test_history_has_a_line_per_epoch_and_valid_json(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert lines[2] == {
-        "method": "Brain-JEPA", "head": "LARS", "seed": 2, "epoch": 1, "train_loss": 0.7,
-        "valid_loss": None, "valid_balanced_accuracy": 0.5,
+        "method": "Brain-JEPA", "head": "LARS", "seed": 2, "fold": None, "epoch": 1,
+        "train_loss": 0.7, "valid_loss": None, "valid_balanced_accuracy": 0.5,
     }  # fmt: skip
 
 
