@@ -31,7 +31,7 @@ def baseline_rows(
 
     Args:
         fit, head: the protocol's own head on features, and its name. By default logistic or ridge
-            regression, which FC gets in any case: it is what others report (Brainmarks).
+            regression, which FC gets in any case.
         encoded_fit, encoded_head: in place of these for representations of the encoder.
     """
     config = representations.config
@@ -54,11 +54,17 @@ def baseline_rows(
             results = [encoded_fit(name, problem) for problem in problems]
             rows.append(FittedMethod(title, encoded_head, entry.kind, results, name))
             continue
-        features = representations.features(name)
-        fits = {plain: fit_plain} if name == "fc" else {}
-        for head_name, fit_one in (fits | {head: fit}).items():
-            results = [fit_one(features, problem) for problem in problems]
-            rows.append(FittedMethod(title, head_name, entry.kind, results, name))
+        fits = ({plain: fit_plain} if entry.plain_head else {}) | {head: fit}
+        results: dict[str, list[HeadResult]] = {head_name: [] for head_name in fits}
+        for problem in problems:
+            features = representations.features(name, problem)
+            for head_name, fit_one in fits.items():
+                results[head_name].append(fit_one(features, problem))
+        rows += [
+            FittedMethod(title, head_name, entry.kind, fitted, name)
+            for head_name, fitted in results.items()
+        ]
+        representations.forget(name)
     return rows
 
 

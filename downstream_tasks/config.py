@@ -124,6 +124,7 @@ class EvaluationConfig:
     baselines: tuple[str, ...] = (  # names of features/registry.py
         "majority",
         "fc",
+        "fc_run",
         "roi_stats",
         "random_weights",
         "time_permuted_jointly",
@@ -131,6 +132,9 @@ class EvaluationConfig:
         "phase_randomised",
         "held_constant",
     )
+    # What baselines of runs (FC, ROI statistics) see: the frames of the clips that the model sees,
+    # or all of the run. The row fc_run has all of it in any case.
+    baseline_frames: Literal["clips", "run"] = "clips"
     encoder_batch_size: Count = 16  # clips per frozen forward pass
     bfloat16: bool = False  # in frozen forward passes, where the device has it
 
@@ -355,6 +359,12 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         data.unit == "event" or not {*of_events} & {*baselines},
         "evaluation.baselines",
         f"{' and '.join(of_events)} of events only",
+    )
+    fitted = [name for name in known if REGISTRY[name].fitted]
+    yield Relation(
+        config.protocol != "fingerprint" or not {*fitted} & {*baselines},
+        "evaluation.baselines",
+        f"{' and '.join(fitted)} with training people, whom fingerprint does not have",
     )
     for name in ("fine_tune", "linear_probe", "attentive_probe"):
         section = getattr(config, name)

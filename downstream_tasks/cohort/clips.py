@@ -81,6 +81,22 @@ class ExampleClips(Dataset):
             fmri = self.dataset[run * self.per_example + clip, epoch]["fmri"]
         return {"fmri": fmri, "example": int(self.examples[e]), "item": int(i)}
 
+    def measured(self, item: int) -> int:
+        """Samples of the clip ``item`` that were measured; the rest of it is padding."""
+        return int(self.dataset.samples[self._position[item // self.per_example]])
+
+    def seconds(self) -> np.ndarray:
+        """Time that the clips of each example cover, counted once, float64 ``[n_examples]``."""
+        position = self._position
+        tr = self.dataset.folder.runs["tr"].to_numpy(np.float64)[self.dataset.rows]
+        covered = np.empty(len(self.dataset.rows))
+        length = self.dataset.samples * self.dataset.sample_intervals / tr  # frames of a clip
+        for run in range(len(covered)):
+            starts = np.array(self.dataset.even_starts(run, self.per_example))
+            gaps = np.diff(starts, append=np.inf)
+            covered[run] = np.minimum(gaps, length[run]).sum() * tr[run]
+        return covered[position]
+
     def identity(self) -> dict[str, Any]:
         """What the clips depend on, as plain values: the key of features made from them.
 

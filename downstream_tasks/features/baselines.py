@@ -4,11 +4,13 @@ A feature function maps a series ``[R, T]`` to a vector. Runs are read one at a 
 holds the feature table and one run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from src.datasets.connectivity import correlation
+
+Features = Callable[[np.ndarray], np.ndarray]
 
 # Correlations are held off 1, where the Fisher z is infinite: two copies of an ROI, short clips.
 MAX_CORRELATION = 1 - 1e-6
@@ -20,7 +22,12 @@ def functional_connectivity(series: np.ndarray) -> np.ndarray:
     A constant ROI has no correlation; its entries are 0.
     """
     upper = correlation(series.astype(np.float64))[np.triu_indices(len(series), k=1)]
-    return np.arctanh(np.clip(upper, -MAX_CORRELATION, MAX_CORRELATION)).astype(np.float32)
+    return fisher_z(upper)
+
+
+def fisher_z(correlations: np.ndarray) -> np.ndarray:
+    """Arctanh of correlations, float32; those of 1 stay finite."""
+    return np.arctanh(np.clip(correlations, -MAX_CORRELATION, MAX_CORRELATION)).astype(np.float32)
 
 
 def roi_statistics(series: np.ndarray) -> np.ndarray:
@@ -47,25 +54,15 @@ def patch_means(patches: np.ndarray) -> np.ndarray:
 
 
 def feature_table(
-    items: Iterable[tuple[int, np.ndarray]],
-    features: Callable[[np.ndarray], np.ndarray],
-    n_examples: int,
+    series: Iterable[Sequence[np.ndarray]], features: Features, n_examples: int
 ) -> np.ndarray:
-    """Mean feature vector of each example, float32 ``[n_examples, F]``.
-
-    ``items`` yields (example number, series ``[R, T]``), one or several per example, in any order.
-    """
-    table: np.ndarray | None = None
-    counts = np.zeros(n_examples, dtype=np.int64)
-    for example, series in items:
-        vector = features(series)
-        if table is None:
-            table = np.zeros((n_examples, len(vector)), dtype=np.float32)
-        table[example] += vector
-        counts[example] += 1
-    if table is None or not counts.all():
-        raise ValueError(f"{int((counts == 0).sum())} of {n_examples} examples have no series")
-    table /= counts[:, None]
+    """Mean feature vector of the series of each example, float32 ``[n_examples, F]``."""
+    table = np.empty((0, 0), dtype=np.float32)
+    for example, several in enumerate(series):
+        vector = np.mean([features(one) for one in several], axis=0)
+        if example == 0:
+            table = np.empty((n_examples, len(vector)), dtype=np.float32)
+        table[example] = vector
     return table
 
 

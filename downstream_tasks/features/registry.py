@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from downstream_tasks.features import baselines, controls, readouts
+from downstream_tasks.features import baselines, connectivity, controls, readouts
 from src.utils.errors import nearest
 
 MODEL_NAME = "Brain-JEPA"
 
 Kind = Literal["model", "readout", "baseline", "control"]
-Reads = Literal["nothing", "run", "clip", "patch", "encoder"]
+Reads = Literal["nothing", "run", "whole_run", "clip", "patch", "encoder"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,22 @@ class Representation:
 
             - ``"nothing"``: ``(y_train, n_classes, n_examples)``; it returns the scores of all
               examples, and no head is fitted.
-            - ``"run"``: the run as it is stored, ``[R, T_run]``; of an event its scored patch. Like
-              the following two it returns a vector; the vectors of several clips are averaged.
-            - ``"clip"``: the normalised clip that the encoder sees, ``[R, T]``.
+            - ``"run"``: the run as it is stored, ``[R, T]``: the frames of its clips one after
+              another, or all frames (``evaluation.baseline_frames``); of an event its scored patch.
+              Like the following three it returns a vector.
+            - ``"whole_run"``: all frames of the run as it is stored.
+            - ``"clip"``: the normalised clip that the encoder sees, ``[R, T]``; the vectors of
+              several clips are averaged.
             - ``"patch"``: the scored patch of that clip; events only.
             - ``"encoder"``: clips ``[B, 1, R, T]`` and one seed per clip; it returns what the
               encoder is shown in their place. ``None`` shows them as they are. The function of a
               readout is given tokens ``[B, R, P, D]`` instead and returns what is kept of them.
         event_title: of the row where examples are events, if it differs.
         regression_title: of the row where the target is a number, if it differs.
+        plain_head: it has a row with logistic or ridge regression whatever the protocol's head is,
+            as others report it (Brainmarks).
+        fitted: ``function`` is given the training series (a sequence, each read when asked for) and
+            returns the function of a series; it is fitted anew for every training set.
         by_patch: the series comes as patches, ``[R, P, frames]``.
         untrained: the encoder has random weights.
     """
@@ -49,6 +56,8 @@ class Representation:
     function: Callable[..., Any] | None = None
     event_title: str | None = None
     regression_title: str | None = None
+    plain_head: bool = False
+    fitted: bool = False
     by_patch: bool = False
     untrained: bool = False
 
@@ -89,7 +98,40 @@ REGISTRY: dict[str, Representation] = {
             regression_title="Mean of the training people",
         ),
         # FC keeps its name with events: rows are compared with it.
-        Representation("fc", "FC", "baseline", "run", baselines.functional_connectivity),
+        Representation(
+            "fc", "FC", "baseline", "run", baselines.functional_connectivity, plain_head=True
+        ),
+        Representation(
+            "fc_run",
+            "FC of the whole run",
+            "baseline",
+            "whole_run",
+            baselines.functional_connectivity,
+            plain_head=True,
+        ),
+        Representation(
+            "fc_partial",
+            "FC, partial correlation",
+            "baseline",
+            "run",
+            connectivity.partial_correlation,
+        ),
+        Representation(
+            "fc_tangent",
+            "FC, tangent space",
+            "baseline",
+            "run",
+            connectivity.fit_tangent,
+            fitted=True,
+        ),
+        Representation(
+            "fc_coskewness",
+            "FC in the subspace of co-skewness",
+            "baseline",
+            "run",
+            connectivity.fit_coskewness,
+            fitted=True,
+        ),
         Representation(
             "fc_clips",
             "FC of the clips",

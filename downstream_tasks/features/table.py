@@ -1,6 +1,5 @@
 """Features of the examples of a cohort by name: the model's, the baselines', the controls'."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +7,22 @@ import torch
 
 from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.features.baselines import feature_table
+from downstream_tasks.features.baselines import Features, feature_table
 from downstream_tasks.features.encode import FeatureStore, encode_clips, mean_over_clips
-from downstream_tasks.features.registry import REGISTRY
-from src.datasets.folder import DataFolder
+from downstream_tasks.features.registry import REGISTRY, Representation
+from downstream_tasks.features.series import ExampleSeries, TrainingSeries
 from src.pretrained.encoder import Pretrained
+from src.utils.progress import progress_bar
 
 
 class Representations:
     """Features of the examples of a cohort, by the names of :mod:`registry`.
 
-    They are computed when asked for and then kept. Of an event the encoder's tokens of the scored
-    patch are used, which have attended to the whole clip. What reads the clip has the whole clip
-    too; what reads the run or the patch tells what the patch holds by itself.
+    They are computed when asked for and kept until they are forgotten. Of an event the encoder's
+    tokens of the scored patch are used, which have attended to the whole clip. What reads the clip
+    has the whole clip too; what reads the run or the patch tells what the patch holds by itself.
     """
 
     def __init__(
@@ -34,16 +35,24 @@ class Representations:
         self.config, self.cohort, self.pretrained, self.device = config, cohort, pretrained, device
         self.clips = ExampleClips(cohort, config.data, pretrained, config.evaluation.clips)
         self.patch = config.data.scored_patch if self.clips.has_events else None
+        frames = config.evaluation.baseline_frames
+        self.series = ExampleSeries(cohort, config.data, pretrained, self.clips, frames, self.patch)
         self.store = FeatureStore(Path(config.output_root) / "features")
         self._kept: dict[str, np.ndarray] = {}
+        self._fitted_on: dict[str, np.ndarray] = {}  # training examples
 
     def title(self, name: str) -> str:
         """Name of the row of a baseline."""
         regression = not self.cohort.is_classification
         return REGISTRY[name].title_of(self.clips.has_events, regression)
 
-    def features(self, name: str) -> np.ndarray:
-        """Features ``[n_examples, F]``; those of several clips are averaged."""
+    def features(self, name: str, problem: Problem | None = None) -> np.ndarray:
+        """Features ``[n_examples, F]``; those of several clips are averaged.
+
+        What is fitted on training people needs the ``problem`` that says who they are.
+        """
+        if REGISTRY[name].fitted:
+            return self._fitted(REGISTRY[name], problem)
         if name not in self._kept:
             if REGISTRY[name].reads == "encoder":
                 readout = REGISTRY[name].kind == "readout"
@@ -51,7 +60,7 @@ class Representations:
                 encoded = self.encoded(source, level)
                 self._kept[name] = mean_over_clips(encoded, self.clips.per_example)
             else:
-                self._kept[name] = self._raw(name)
+                self._kept[name] = self._of_series(REGISTRY[name], REGISTRY[name].function)
         return self._kept[name]
 
     def encoded(self, name: str, level: str) -> np.ndarray:
@@ -80,28 +89,25 @@ class Representations:
         )
         return arrays[levels.index(level)]
 
-    def _raw(self, name: str) -> np.ndarray:
-        entry, size = REGISTRY[name], self.pretrained.encoder_spec.patch_size
+    def forget(self, name: str) -> None:
+        """Let go of the features of ``name``: connectomes of 40,000 people take 16 GB."""
+        self._kept.pop(name, None)
+        self._fitted_on.pop(name, None)
 
-        def function(series: np.ndarray) -> np.ndarray:
-            if entry.by_patch:
-                series = series.reshape(len(series), -1, size)
-            return entry.function(series)
+    def _fitted(self, entry: Representation, problem: Problem) -> np.ndarray:
+        """Features whose function is fitted on the training people, and kept until these change."""
+        train = problem.split.train
+        if not np.array_equal(self._fitted_on.get(entry.name), train):
+            training = TrainingSeries(self.series, entry.reads, train)
+            self._kept[entry.name] = self._of_series(entry, entry.function(training))
+            self._fitted_on[entry.name] = train
+        return self._kept[entry.name]
 
-        if entry.reads == "run" and self.patch is None:
-            items = self._whole_runs()
-        else:
-            items = self._clip_values(None if entry.reads == "clip" else self.patch)
-        return feature_table(items, function, len(self.cohort.y))
-
-    def _whole_runs(self) -> Iterator[tuple[int, np.ndarray]]:
-        folder = DataFolder(self.config.data.data_path)
-        for example, row in enumerate(self.cohort.examples["row"].to_numpy()):
-            yield example, folder.series(row)
-
-    def _clip_values(self, patch: int | None) -> Iterator[tuple[int, np.ndarray]]:
+    def _of_series(self, entry: Representation, function: Features) -> np.ndarray:
+        n = len(self.cohort.y)
+        examples = progress_bar(range(n), desc=entry.title, unit="example", leave=False)
+        series = (self.series.of(example, entry.reads) for example in examples)
         size = self.pretrained.encoder_spec.patch_size
-        part = slice(None) if patch is None else slice(patch * size, (patch + 1) * size)
-        for item in range(len(self.clips)):
-            clip = self.clips[item]
-            yield clip["example"], clip["fmri"].numpy()[0, :, part]
+        if entry.by_patch:
+            series = ([one.reshape(len(one), -1, size) for one in several] for several in series)
+        return feature_table(series, function, n)

@@ -172,6 +172,11 @@ class FMRIDataset(Dataset):
         return self.folder.runs["tr"].to_numpy()[self.rows] * self._steps
 
     @property
+    def samples(self) -> np.ndarray:
+        """Samples of a clip that were measured, int64 ``[n_runs]``; the rest of it is padding."""
+        return self._n_samples
+
+    @property
     def participant_ids(self) -> np.ndarray:
         """Participant id of each item, str ``[n_items]``."""
         ids = self.folder.runs["participant_id"].to_numpy(dtype=str)

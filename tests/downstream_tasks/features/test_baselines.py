@@ -44,11 +44,11 @@ def test_roi_features_by_hand(series):
 
 
 def test_feature_table_averages_the_clips_of_an_example(series):
-    items = [(0, series[:, :20]), (1, series), (0, series[:, 20:])]
-    table = baselines.feature_table(items, baselines.roi_statistics, 2)
-    np.testing.assert_allclose(table[0, :6], series.mean(1), atol=1e-6)
-    with pytest.raises(ValueError, match="1 of 3 examples"):
-        baselines.feature_table(items, baselines.roi_statistics, 3)
+    examples = [[series[:, :20], series[:, 20:]], [series]]
+    table = baselines.feature_table(iter(examples), baselines.roi_statistics, 2)
+    np.testing.assert_allclose(table[:, :6], [series.mean(1)] * 2, atol=1e-6)
+    variance = (series[:, :20].var(1) + series[:, 20:].var(1)) / 2
+    np.testing.assert_allclose(table[0, 6:], variance, rtol=1e-5)
 
 
 def test_majority_is_the_training_frequency():

@@ -29,11 +29,17 @@ def files(tmp_path_factory):
     return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
 
 
-def representations_of(files, out, **data):
+def representations_of(files, out, evaluation=None, **data):
     path, checkpoint = files
     section = {"data_path": str(path), "normalization": "none", "num_workers": 0} | data
     config = task_from_dict(
-        {"output_root": str(out), "data": section, "model": {"load_path": str(checkpoint)}}, "test"
+        {
+            "output_root": str(out),
+            "data": section,
+            "model": {"load_path": str(checkpoint)},
+            "evaluation": evaluation or {},
+        },
+        "test",
     )
     pretrained = load_pretrained(checkpoint)
     cohort = load_cohort(
@@ -70,12 +76,69 @@ def test_events_have_rows_of_the_whole_clip_and_rows_of_the_scored_patch(files, 
     assert all("whole" in representations.title(name) for name in ("raw_clip", "fc_clips"))
 
 
-def test_runs_have_connectivity_of_all_their_frames(files, tmp_path):
+def test_connectivity_is_of_the_frames_that_the_model_sees_or_of_all(files, tmp_path):
+    series = DataFolder(files[0]).series(2)  # 30 frames, of which a clip has 16
+    whole = baselines.functional_connectivity(series)
+    middle = baselines.functional_connectivity(series[:, 7:23])
     representations = representations_of(files, tmp_path, target="sex")
-    series = DataFolder(files[0]).series(2)
-    np.testing.assert_allclose(
-        representations.features("fc")[2], baselines.functional_connectivity(series), rtol=1e-4
+    np.testing.assert_allclose(representations.features("fc")[2], middle, rtol=1e-4)
+    np.testing.assert_allclose(representations.features("fc_run")[2], whole, rtol=1e-4)
+    stats = baselines.roi_statistics(series[:, 7:23])  # as they are stored, offsets and all
+    np.testing.assert_allclose(representations.features("roi_stats")[2], stats, rtol=1e-4)
+    representations = representations_of(
+        files, tmp_path, target="sex", evaluation={"baseline_frames": "run"}
     )
+    np.testing.assert_allclose(representations.features("fc")[2], whole, rtol=1e-4)
+
+
+def test_the_frames_of_several_clips_make_one_connectivity(files, tmp_path):
+    """Padding is no signal: it is not among them."""
+    series = DataFolder(files[0]).series(2)
+    representations = representations_of(files, tmp_path, target="sex", evaluation={"clips": 2})
+    joined = np.concatenate([series[:, :16], series[:, 14:]], axis=1)
+    expected = baselines.functional_connectivity(joined)
+    np.testing.assert_allclose(representations.features("fc")[2], expected, rtol=1e-4)
+    representations = representations_of(
+        files, tmp_path, target="sex", stride=2, short_runs="pad", normalization="zscore_sample"
+    )
+    expected = baselines.functional_connectivity(series[:, ::2])  # 15 samples of 16
+    np.testing.assert_allclose(representations.features("fc")[2], expected, rtol=1e-4)
+    assert representations.clips[2]["fmri"].shape == (1, 12, 16)
+
+
+@pytest.mark.parametrize("name", ["fc_tangent", "fc_coskewness"])
+def test_what_is_fitted_is_fitted_on_the_training_people(files, tmp_path, name):
+    representations = representations_of(files, tmp_path, target="sex")
+    cohort, entry = representations.cohort, REGISTRY[name]
+
+    def problem(train):
+        rest = np.setdiff1d(np.arange(4), train)
+        split = Split(train=np.array(train), valid=rest[:1], test=rest[1:])
+        target = make_target(make_cohort(np.array([0.0, 1.0, 2.0, 3.0])), split)
+        return Problem(cohort, split, target, "mse", 0)
+
+    first = representations.features(name, problem([0, 1]))
+    assert representations.features(name, problem([0, 1])) is first
+    second = representations.features(name, problem([2, 3]))
+    clips = [DataFolder(files[0]).series(row)[:, 7:23] for row in range(4)]
+    for train, features in (([0, 1], first), ([2, 3], second)):
+        function = entry.function([clips[i] for i in train])
+        for clip, row in zip(clips, features, strict=True):
+            np.testing.assert_allclose(np.abs(row), np.abs(function(clip)), atol=2e-3)
+    assert np.abs(np.abs(first) - np.abs(second)).max() > 0.1
+
+
+def test_features_that_are_let_go_are_computed_again(files, tmp_path):
+    representations = representations_of(files, tmp_path, target="sex")
+    first = representations.features("fc")
+    assert representations.features("fc") is first
+    representations.forget("fc")
+    assert representations.features("fc") is not first
+    np.testing.assert_array_equal(representations.features("fc"), first)
+
+
+def test_the_raw_clip_is_that_of_the_model(files, tmp_path):
+    representations = representations_of(files, tmp_path, target="sex")
     assert representations.features("raw_clip").shape == (4, 12 * 16)
     assert representations.title("roi_stats") == "ROI mean and variance"
 
