@@ -17,7 +17,7 @@ from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
 CPU = torch.device("cpu")
 BASELINES = {
-    "majority", "fc", "roi_stats", "random_weights", "time_permuted_jointly",
+    "majority", "fc", "fc_run", "roi_stats", "random_weights", "time_permuted_jointly",
     "time_permuted_per_roi", "phase_randomised", "held_constant",
 }  # fmt: skip
 
