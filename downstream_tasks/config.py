@@ -81,11 +81,20 @@ class DataConfig:
 class SplitConfig:
     """Who is in train, validation and test."""
 
-    source: Literal["folder", "random"] = "random"  # the folder's split column, or drawn
+    # folder: its split column; random: drawn once, or for every seed (resample); cv: k-fold cross-
+    # validation, new folds for every seed (evaluation.num_seed repeats); site: each left out once.
+    source: Literal["folder", "random", "cv", "site"] = "random"
+    folds: Annotated[int, at_least(2)] = 5  # source: cv
+    site: str | None = None  # source: site; the column of participants.tsv
     file: str | None = None  # a split_seed*.tsv of an earlier run
-    fractions: tuple[Positive, Positive, Positive] = (0.6, 0.2, 0.2)
+    fractions: tuple[Positive, Positive, Positive] = (0.6, 0.2, 0.2)  # in folds: of the first two
     seed: Natural = 0
     resample: bool = False  # new people for every seed
+
+    @property
+    def in_folds(self) -> bool:
+        """Whether test parts cover everyone once."""
+        return self.source in ("cv", "site")
 
 
 @dataclass
@@ -244,8 +253,15 @@ class DownstreamConfig:
 
     @property
     def seeds(self) -> range:
-        """Seeds of the runs."""
-        return range(self.evaluation.seed, self.evaluation.seed + self.evaluation.num_seed)
+        """Seeds of the runs; sites are left out in one way only, so that there is one repeat."""
+        repeats = 1 if self.split.source == "site" else self.evaluation.num_seed
+        return range(self.evaluation.seed, self.evaluation.seed + repeats)
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether something is chosen on validation people: an epoch, or a setting of a head."""
+        by_gradient = ("fine_tune", "linear_probe", "attentive_probe")
+        return self.protocol in by_gradient or self.heads.selection == "valid"
 
     @property
     def output_dir(self) -> Path:
@@ -339,6 +355,20 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
     given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
     first, last = (given[0], given[-1]) if given else ("", "stride")
     yield Relation(len(given) < 2, f"data.{last}", f"unset beside {first}")
+    split = config.split
+    yield Relation(
+        (split.source == "site") == (split.site is not None),
+        "split.site",
+        "the column that names the site with split.source site, and unset without",
+    )
+    yield Relation(
+        not (split.in_folds and split.file), "split.file", f"unset with split.source {split.source}"
+    )
+    yield Relation(
+        not (split.in_folds and split.resample),
+        "split.resample",
+        f"false with split.source {split.source}: cv draws new folds for every seed by itself",
+    )
     metrics = main_metric_names(data.type, len(data.classes) or data.nb_classes or 2)
     yield Relation(
         config.metric in metrics,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from downstream_tasks.cohort.clips import ExampleClips, task_clip_input
 from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target, study_design
-from downstream_tasks.cohort.splits import make_splits, stored_splits
+from downstream_tasks.cohort.runs import make_splits, split_notes, stored_splits
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.report.results import CheckpointInfo
 from downstream_tasks.scoring.design import Design
@@ -112,10 +112,16 @@ def prepare(
     pretrained, folder = load_model(config)
     cohort = load_people(config, folder, pretrained)
     if from_stored:
-        runs = stored_splits(cohort, config.seeds, config.output_dir)
+        runs = stored_splits(cohort, config.split, config.seeds, config.output_dir)
     else:
         target_folder = config.output_dir if write_splits else None
-        runs = make_splits(cohort, config.split, config.seeds, target_folder)
+        runs = make_splits(
+            cohort,
+            config.split,
+            config.seeds,
+            target_folder,
+            validation=config.needs_validation,
+        )
     test_people = {person for run in runs for person in cohort.people[run.split.test]}
     _check_unseen(pretrained, test_people)
     seen = _people_of_pretraining(pretrained, test_people)
@@ -148,7 +154,8 @@ def prepare(
             ", ".join(sorted(seen)[:10]) + (", ..." if len(seen) > 10 else ""),
         )
     pretrained_on = None if seen is None else len(seen)
-    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on)
+    notes = split_notes(cohort, config.split, runs)
+    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes)
 
 
 def describe_checkpoint(

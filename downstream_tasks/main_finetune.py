@@ -15,7 +15,8 @@ import torch
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, Target, make_target
-from downstream_tasks.cohort.splits import Split, assert_disjoint, make_splits, run_name
+from downstream_tasks.cohort.runs import RunSplit, check_folds, make_splits
+from downstream_tasks.cohort.splits import Split, assert_disjoint, run_name
 from downstream_tasks.comparison import baseline_rows
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import fine_tune, score_test
@@ -120,6 +121,8 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> Results:
     models = [pretrained] if pretrained.head else _stored_models(config)
     cohort = load_people(config, folder, models[0])
     problems = [stored_problem(config, cohort, model) for model in models]
+    if not pretrained.head:
+        check_folds(cohort, [RunSplit(p.seed, p.fold, p.split) for p in problems])
     results = []
     for model, problem in zip(models, problems, strict=True):
         scores = score_test(model, problem, config, Ranks(device))
@@ -148,6 +151,11 @@ def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) 
     fold = task.get("fold") if task else None  # files of before there were folds do not say
     if model.split is not None:
         split = _stored_split(cohort, model)
+    elif config.split.in_folds:
+        raise UserError(
+            f"split.source is {config.split.source}, but {model.path} was fine-tuned once: it has "
+            "seen the people of all folds but one. Give the split it was made with (split.file)."
+        )
     else:
         ((_, _, split),) = make_splits(cohort, config.split, [seed])
     assert_disjoint(cohort, split)

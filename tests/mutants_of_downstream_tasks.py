@@ -32,13 +32,13 @@ ROWS = [
     ),
     (
         "downstream_tasks/cohort/splits.py",
-        "names = _group_names(cohort)[examples]",
+        "names = group_names(cohort)[examples]",
         "names = np.arange(len(examples)).astype(str)",
         "tests/downstream_tasks/heads/test_heads.py::test_groups_stay_together_in_the_inner_folds",
         "families stay together in inner cross-validation",
     ),
     (
-        "downstream_tasks/cohort/splits.py",
+        "downstream_tasks/cohort/runs.py",
         "draw_split(cohort, config.fractions, config.seed + seed)",
         "draw_split(cohort, config.fractions, config.seed)",
         "tests/downstream_tasks/cohort/test_splits.py::test_splits_are_written_and_read_again",
@@ -57,6 +57,27 @@ ROWS = [
         "if False:",
         "tests/downstream_tasks/cohort/test_problem.py::test_the_design_follows_from_the_test_people",
         "test folds are not resampled splits",
+    ),
+    (
+        "downstream_tasks/cohort/folds.py",
+        "is_test = np.isin(names, groups[members])",
+        "is_test = np.isin(names, groups[members[1:]])",
+        "tests/downstream_tasks/cohort/test_folds.py::test_everyone_is_tested_once_by_people_who_are_not_related",
+        "every person is tested once a repeat",
+    ),
+    (
+        "downstream_tasks/cohort/folds.py",
+        "rest = np.flatnonzero(~is_test & ~related)",
+        "rest = np.flatnonzero(~is_test)",
+        "tests/downstream_tasks/cohort/test_folds.py::test_families_across_sites_do_not_train",
+        "families across sites do not train",
+    ),
+    (
+        "downstream_tasks/cohort/runs.py",
+        "if (tested != 1).any():",
+        "if (tested > 1).any():",
+        "tests/downstream_tasks/cohort/test_folds.py::test_stored_folds_are_read_again_and_must_be_complete",
+        "a missing fold is an error",
     ),
     (
         "downstream_tasks/cohort/examples.py",

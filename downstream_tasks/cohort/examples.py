@@ -64,6 +64,7 @@ class Cohort:
         classes: labels in class order; empty for regression.
         units: one row per scored unit: its name columns (participant_id, session, run, onset).
         dropped: reason -> names of what was left out.
+        table: one row per example, all columns of participants.tsv (and of events.tsv).
     """
 
     examples: pd.DataFrame
@@ -71,6 +72,7 @@ class Cohort:
     classes: tuple[str, ...]
     units: pd.DataFrame
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def dropped_summary(self) -> dict[str, Dropped]:
@@ -85,6 +87,28 @@ class Cohort:
     def people(self) -> np.ndarray:
         """Participant id of each example."""
         return self.examples["participant_id"].to_numpy()
+
+    def column(self, name: str, key: str) -> np.ndarray:
+        """Values of a column of participants.tsv for each example; ``key`` asks for it.
+
+        Raises:
+            UserError: if there is no such column, or someone has no value.
+        """
+        if name not in self.table:
+            raise UserError(
+                f"{key}: participants.tsv has no column '{name}'."
+                f"{nearest(name, self.table.columns)} It has: "
+                f"{', '.join(_phenotypes(self.table))}."
+            )
+        missing = self.table[name].isna().to_numpy()
+        if missing.any():
+            who = sorted(set(self.people[missing]))
+            shown = ", ".join(who[:10]) + (f" and {len(who) - 10} more" if len(who) > 10 else "")
+            raise UserError(
+                f"{key}: {len(who)} people have no value of '{name}' in participants.tsv: {shown}. "
+                "Fill it in, or leave these people's target empty to evaluate without them."
+            )
+        return self.table[name].to_numpy()
 
     def unit_mean(
         self, values: np.ndarray, examples: np.ndarray
@@ -194,7 +218,7 @@ def load_cohort(
     examples = table[["row", "start", "participant_id", "split"]].assign(
         group=disjoint_groups(table, config.disjoint), unit=units
     )
-    return Cohort(examples, y, classes, unit_frame, dropped)
+    return Cohort(examples, y, classes, unit_frame, dropped, table)
 
 
 def class_label(value: object) -> str:

@@ -9,14 +9,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from downstream_tasks.cohort.examples import Cohort
-from downstream_tasks.config import SplitConfig
 from src.datasets.folder.format import SPLITS
 from src.utils.errors import UserError
 from src.utils.files import replacing
@@ -40,62 +38,9 @@ class Split:
         return {name: getattr(self, name) for name in SPLITS}
 
 
-class RunSplit(NamedTuple):
-    """The split of one run; ``fold`` numbers the test folds of a seed, if there are several."""
-
-    seed: int
-    fold: int | None
-    split: Split
-
-    @property
-    def name(self) -> str:
-        """As :attr:`Problem.name`."""
-        return run_name(self.seed, self.fold)
-
-
 def run_name(seed: int, fold: int | None = None) -> str:
     """``seed0``, or ``seed0_fold2``."""
     return f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}"
-
-
-def make_splits(
-    cohort: Cohort, config: SplitConfig, seeds: Sequence[int], folder: Path | None = None
-) -> list[RunSplit]:
-    """The splits of all runs, checked; written to ``folder/split_*.tsv`` if that is given.
-
-    With ``config.resample`` every seed draws new people; otherwise all seeds share one split, from
-    ``config.file``, from the data folder (``source: folder``) or drawn with ``config.seed``.
-    """
-    if config.resample:
-        splits = [draw_split(cohort, config.fractions, config.seed + seed) for seed in seeds]
-    elif config.file:
-        splits = [load_split(Path(config.file), cohort)] * len(seeds)
-    elif config.source == "folder":
-        splits = [folder_split(cohort)] * len(seeds)
-    else:
-        splits = [draw_split(cohort, config.fractions, config.seed)] * len(seeds)
-    runs = [RunSplit(seed, None, split) for seed, split in zip(seeds, splits, strict=True)]
-    for run in runs:
-        assert_disjoint(cohort, run.split)
-        _warn_about_absent_classes(cohort, run.split)
-        if folder is not None:
-            save_split(split_path(folder, run.name), cohort, run.split)
-    return runs
-
-
-def stored_splits(cohort: Cohort, seeds: Sequence[int], folder: Path) -> list[RunSplit]:
-    """The splits that an earlier run wrote into ``folder``, checked.
-
-    Raises:
-        UserError: as :func:`load_split` and :func:`assert_disjoint`.
-    """
-    runs = [
-        RunSplit(seed, None, load_split(split_path(folder, run_name(seed)), cohort))
-        for seed in seeds
-    ]
-    for run in runs:
-        assert_disjoint(cohort, run.split)
-    return runs
 
 
 def split_path(folder: Path, name: str) -> Path:
@@ -111,13 +56,13 @@ def draw_split(cohort: Cohort, fractions: Sequence[float], seed: int) -> Split:
     Raises:
         UserError: if there are fewer groups of people than folds.
     """
-    n_folds, counts = _fold_counts(fractions)
-    groups, strata = _group_table(cohort, np.arange(len(cohort.y)), n_folds)
+    n_folds, counts = fold_counts(fractions)
+    groups, strata = group_table(cohort, np.arange(len(cohort.y)), n_folds)
     where = f"a split {' : '.join(f'{f:g}' for f in fractions)}"
     fold_of_group = np.empty(len(groups), dtype=int)
-    for fold, (_, members) in enumerate(_stratified_folds(groups, strata, n_folds, seed, where)):
+    for fold, (_, members) in enumerate(stratified_folds(groups, strata, n_folds, seed, where)):
         fold_of_group[members] = fold
-    fold = fold_of_group[np.searchsorted(groups, _group_names(cohort))]
+    fold = fold_of_group[np.searchsorted(groups, group_names(cohort))]
     # The test part takes the first folds: which people those are is random.
     test, valid = counts[2], counts[2] + counts[1]
     return Split(
@@ -141,20 +86,22 @@ def folder_split(cohort: Cohort) -> Split:
 
 
 def save_split(path: Path, cohort: Cohort, split: Split) -> None:
-    """Write ``participant_id`` and ``split``, one row per person."""
-    part = np.empty(len(cohort.y), dtype=object)
+    """Write ``participant_id`` and ``split``, one row per person; who is in no part has none."""
+    part = np.full(len(cohort.y), None, dtype=object)
     for name, members in split.parts().items():
         part[members] = name
     table = pd.DataFrame({"participant_id": cohort.people, "split": part}).drop_duplicates()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(table.to_csv(sep="\t", index=False, quoting=csv.QUOTE_NONE).encode())
+        text = table.to_csv(sep="\t", index=False, na_rep="n/a", quoting=csv.QUOTE_NONE)
+        file.write(text.encode())
 
 
-def load_split(path: Path, cohort: Cohort) -> Split:
+def load_split(path: Path, cohort: Cohort, needed: Sequence[str] = SPLITS) -> Split:
     """Read what :func:`save_split` wrote (or any table with those two columns).
 
-    People of the file without a label in this cohort are skipped, with a warning.
+    People of the file without a label in this cohort are skipped, with a warning, and so are those
+    of no part. No part of ``needed`` may be empty.
 
     Raises:
         UserError: on a file that is not such a table, a person in two parts, a labelled person the
@@ -162,7 +109,7 @@ def load_split(path: Path, cohort: Cohort) -> Split:
     """
     if not path.is_file():
         raise UserError(f"split file {path} does not exist.")
-    table = pd.read_csv(path, sep="\t", dtype=str, quoting=csv.QUOTE_NONE)
+    table = pd.read_csv(path, sep="\t", dtype=str, na_values=["n/a"], quoting=csv.QUOTE_NONE)
     if not {"participant_id", "split"} <= set(table.columns):
         raise UserError(f"{path} must have the columns participant_id and split.")
     if unknown := sorted(set(table["split"].dropna()) - set(SPLITS)):
@@ -172,24 +119,25 @@ def load_split(path: Path, cohort: Cohort) -> Split:
     ]
     if part_of.index.has_duplicates:
         twice = part_of.index[part_of.index.duplicated()].unique()
-        raise UserError(f"{path}: people in two parts: {_some(twice)}. A person belongs to one.")
+        raise UserError(f"{path}: people in two parts: {some_of(twice)}. A person belongs to one.")
     if absent := sorted(set(cohort.people) - set(part_of.index)):
-        raise UserError(f"{path} does not name {len(absent)} labelled people: {_some(absent)}.")
+        raise UserError(f"{path} does not name {len(absent)} labelled people: {some_of(absent)}.")
     if skipped := set(part_of.index) - set(cohort.people):
         logger.warning("%s: %d people have no label here and are skipped", path, len(skipped))
     column = part_of.loc[cohort.people].to_numpy()
-    return _not_empty(Split(*(np.flatnonzero(column == part) for part in SPLITS)), str(path))
+    split = Split(*(np.flatnonzero(column == part) for part in SPLITS))
+    return _not_empty(split, str(path), needed)
 
 
 def assert_disjoint(cohort: Cohort, split: Split) -> None:
     """Raise a :class:`UserError` listing people or families that are in more than one part."""
-    columns = {"people": cohort.people, "families (or sites)": _group_names(cohort)}
+    columns = {"people": cohort.people, "families (or sites)": group_names(cohort)}
     for kind, names in columns.items():
         parts = {part: set(names[members]) for part, members in split.parts().items()}
         for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")):
             if both := sorted(parts[a] & parts[b]):
                 raise UserError(
-                    f"{len(both)} {kind} are in both {a} and {b}: {_some(both)}. "
+                    f"{len(both)} {kind} are in both {a} and {b}: {some_of(both)}. "
                     "Draw a new split (split.source: random), or correct the split given."
                 )
 
@@ -205,7 +153,7 @@ def inner_folds(
         UserError: if not even two folds are possible.
     """
     y = cohort.y[examples]
-    names = _group_names(cohort)[examples]
+    names = group_names(cohort)[examples]
     if cohort.is_classification:
         per_class = [len(set(names[y == c])) for c in np.unique(y)]
         possible = min(n_folds, *per_class)
@@ -218,26 +166,26 @@ def inner_folds(
         )
     if possible < n_folds:
         logger.warning("inner cross-validation with %d folds, not %d", possible, n_folds)
-    groups, strata = _group_table(cohort, examples, possible)
+    groups, strata = group_table(cohort, examples, possible)
     position = np.searchsorted(groups, names)
     return [
         (np.flatnonzero(~np.isin(position, members)), np.flatnonzero(np.isin(position, members)))
-        for _, members in _stratified_folds(groups, strata, possible, seed, "cross-validation")
+        for _, members in stratified_folds(groups, strata, possible, seed, "cross-validation")
     ]
 
 
 # --- helpers -------------------------------------------------------------------------------------
 
 
-def _group_names(cohort: Cohort) -> np.ndarray:
+def group_names(cohort: Cohort) -> np.ndarray:
     return cohort.examples["group"].to_numpy().astype(str)
 
 
-def _group_table(
+def group_table(
     cohort: Cohort, examples: np.ndarray, n_folds: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sorted group names and the stratum of each: its commonest class, or its quantile bin."""
-    table = pd.DataFrame({"group": _group_names(cohort)[examples], "y": cohort.y[examples]})
+    table = pd.DataFrame({"group": group_names(cohort)[examples], "y": cohort.y[examples]})
     if cohort.is_classification:
         strata = table.groupby("group")["y"].agg(lambda y: y.mode().iloc[0])
     else:
@@ -247,7 +195,7 @@ def _group_table(
     return strata.index.to_numpy(str), strata.to_numpy(int)
 
 
-def _stratified_folds(
+def stratified_folds(
     groups: np.ndarray, strata: np.ndarray, n_folds: int, seed: int, where: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     if len(groups) < n_folds:
@@ -261,22 +209,22 @@ def _stratified_folds(
     return list(folds.split(groups, strata))
 
 
-def _fold_counts(fractions: Sequence[float]) -> tuple[int, tuple[int, ...]]:
-    """Smallest number of folds in which the three fractions are whole numbers of folds."""
+def fold_counts(fractions: Sequence[float]) -> tuple[int, tuple[int, ...]]:
+    """Smallest number of folds in which the fractions are whole numbers of folds."""
     shares = np.asarray(fractions, dtype=float) / np.sum(fractions)
-    for n_folds in range(3, _MAX_FOLDS + 1):
+    for n_folds in range(len(shares), _MAX_FOLDS + 1):
         counts = np.round(shares * n_folds)
         exact = np.allclose(counts, shares * n_folds, atol=1e-6) or n_folds == _MAX_FOLDS
         if exact and counts.sum() == n_folds and counts.min() >= 1:
             return n_folds, tuple(int(c) for c in counts)
     raise UserError(
-        f"split.fractions is {list(fractions)}: three positive parts of at least 1/{_MAX_FOLDS}."
+        f"split.fractions is {list(fractions)}: positive parts of at least 1/{_MAX_FOLDS}."
     )
 
 
-def _not_empty(split: Split, where: str) -> Split:
-    for name, members in split.parts().items():
-        if not len(members):
+def _not_empty(split: Split, where: str, needed: Sequence[str] = SPLITS) -> Split:
+    for name in needed:
+        if not len(split.parts()[name]):
             raise UserError(
                 f"{where} leaves no labelled people for {name}. Draw a split instead: "
                 "split.source=random."
@@ -284,12 +232,6 @@ def _not_empty(split: Split, where: str) -> Split:
     return split
 
 
-def _warn_about_absent_classes(cohort: Cohort, split: Split) -> None:
-    for name, members in split.parts().items():
-        if cohort.is_classification and len(np.unique(cohort.y[members])) < len(cohort.classes):
-            logger.warning("the %s people of a split do not hold every class", name)
-
-
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
     names = list(names)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -51,8 +51,12 @@ def make_cohort(
     runs: int = 1,
     families: list[str] | None = None,
     split: list[str] | None = None,
+    columns: dict[str, list] | None = None,
 ) -> Cohort:
-    """A cohort of len(y) people with ``runs`` runs each, examples in person order."""
+    """A cohort of len(y) people with ``runs`` runs each, examples in person order.
+
+    ``columns`` have a value per person.
+    """
     people = [f"sub-{i:03d}" for i in range(len(y))]
     repeat = np.repeat(np.arange(len(y)), runs)
     examples = pd.DataFrame(
@@ -66,7 +70,11 @@ def make_cohort(
         }
     )
     return Cohort(
-        examples, np.asarray(y)[repeat], classes, pd.DataFrame({"participant_id": people})
+        examples,
+        np.asarray(y)[repeat],
+        classes,
+        pd.DataFrame({"participant_id": people}),
+        table=pd.DataFrame(columns or {}, index=range(len(y))).iloc[repeat].reset_index(drop=True),
     )
 
 

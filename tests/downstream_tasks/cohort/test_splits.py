@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from downstream_tasks.cohort.runs import make_splits
 from downstream_tasks.cohort.splits import (
     Split,
     assert_disjoint,
@@ -11,7 +12,6 @@ from downstream_tasks.cohort.splits import (
     folder_split,
     inner_folds,
     load_split,
-    make_splits,
     save_split,
 )
 from downstream_tasks.config import SplitConfig
