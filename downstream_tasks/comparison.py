@@ -7,7 +7,8 @@ import numpy as np
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
-from downstream_tasks.features.registry import REGISTRY
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
 from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.result import FittedMethod, HeadResult
@@ -32,11 +33,12 @@ def baseline_rows(
     Args:
         fit, head: the protocol's own head on features, and its name. By default logistic or ridge
             regression, which FC gets in any case.
-        encoded_fit, encoded_head: in place of these for representations of the encoder.
+        encoded_fit, encoded_head: in place of these for controls of the encoder, which get the
+            plain head instead where ``evaluation.controls`` is ``frozen``.
     """
     config = representations.config
-    names = (*config.evaluation.readouts, *config.evaluation.baselines)
-    plain = "logistic" if config.data.type == "classification" else "ridge"
+    names = (*config.evaluation.readouts, *config.baselines)
+    plain, frozen = plain_head(config), config.evaluation.controls == "frozen"
 
     def fit_plain(features: np.ndarray, problem: Problem) -> HeadResult:
         return fit_head(plain, features, problem, config.heads)
@@ -50,11 +52,14 @@ def baseline_rows(
         if entry.reads == "nothing":
             rows.append(no_features_row(representations.cohort, problems, name))
             continue
-        if entry.reads == "encoder" and entry.kind != "readout" and encoded_fit is not None:
+        if entry.is_control and encoded_fit is not None and not frozen:
             results = [encoded_fit(name, problem) for problem in problems]
             rows.append(FittedMethod(title, encoded_head, entry.kind, results, name))
             continue
-        fits = ({plain: fit_plain} if entry.plain_head else {}) | {head: fit}
+        if entry.is_control and frozen:
+            fits = {plain: fit_plain}
+        else:
+            fits = ({plain: fit_plain} if entry.plain_head else {}) | {head: fit}
         results: dict[str, list[HeadResult]] = {head_name: [] for head_name in fits}
         for problem in problems:
             features = representations.features(name, problem)
@@ -66,6 +71,20 @@ def baseline_rows(
         ]
         representations.forget(name)
     return rows
+
+
+def plain_head(config: DownstreamConfig) -> str:
+    """The head that others report for frozen features."""
+    return "logistic" if config.data.type == "classification" else "ridge"
+
+
+def frozen_row(representations: Representations, problems: Sequence[Problem]) -> FittedMethod:
+    """The checkpoint's encoder as it is, under a plain head: what is known before fine-tuning."""
+    config = representations.config
+    head, features = plain_head(config), representations.features("model")
+    results = [fit_head(head, features, problem, config.heads) for problem in problems]
+    title = f"{MODEL_NAME}, frozen encoder"
+    return FittedMethod(title, head, "readout", results, config.evaluation.level)
 
 
 def no_features_row(

@@ -144,6 +144,10 @@ class EvaluationConfig:
     # What baselines of runs (FC, ROI statistics) see: the frames of the clips that the model sees,
     # or all of the run. The row fc_run has all of it in any case.
     baseline_frames: Literal["clips", "run"] = "clips"
+    # Other weights or other clips than the model's, of ``baselines``. same: through the protocol
+    # that is run, so that fine_tune trains one network for each. frozen: features of the frozen
+    # encoder and logistic or ridge regression, which costs a pass. none: left out.
+    controls: Literal["same", "frozen", "none"] = "same"
     encoder_batch_size: Count = 16  # clips per frozen forward pass
     bfloat16: bool = False  # in frozen forward passes, where the device has it
 
@@ -262,6 +266,18 @@ class DownstreamConfig:
         """Whether something is chosen on validation people: an epoch, or a setting of a head."""
         by_gradient = ("fine_tune", "linear_probe", "attentive_probe")
         return self.protocol in by_gradient or self.heads.selection == "valid"
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """``evaluation.baselines``, without controls where they are not wanted."""
+        names, wanted = self.evaluation.baselines, self.evaluation.controls != "none"
+        return tuple(name for name in names if wanted or not REGISTRY[name].is_control)
+
+    @property
+    def fine_tuned(self) -> tuple[str, ...]:
+        """What ``fine_tune`` trains: the model and, under the same protocol, its controls."""
+        same = self.evaluation.controls == "same"
+        return ("model", *(name for name in self.baselines if same and REGISTRY[name].is_control))
 
     @property
     def output_dir(self) -> Path:

@@ -3,7 +3,9 @@
 Everything random is a function of (seed, step, rank), so a resumed run goes on bit for bit.
 """
 
+import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +21,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.problem import Problem, class_weights, validation_score
 from downstream_tasks.config import DownstreamConfig, FineTuneConfig
+from downstream_tasks.features.controls import ShownAs
+from downstream_tasks.features.registry import REGISTRY
+from downstream_tasks.finetune_cost import TrainingCost
 from downstream_tasks.finetune_state import BEST, StateFolder, effective_batch
 from downstream_tasks.heads.result import HeadResult
 from downstream_tasks.models_vit import fine_tuned_model
@@ -31,6 +36,7 @@ from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 from src.utils.loading import batches_of
 from src.utils.memory import Blocks, MemoryEstimate
+from src.utils.person_ids import hash_ids
 from src.utils.precision import autocast, has_bfloat16
 from src.utils.progress import progress_bar
 from src.utils.schedulers import WarmupCosine
@@ -49,21 +55,28 @@ def fine_tune(
     config: DownstreamConfig,
     ranks: Ranks,
     folder: Path,
+    cost: TrainingCost,
     resume: bool = False,
+    name: str = "model",
 ) -> HeadResult:
     """Train on the training people, keep the epoch that is best on validation, score the test.
+
+    A control (``name``, of :mod:`features.registry`) differs from the model by the weights that it
+    starts from or the clips that it is shown, in training, validation and test; by nothing else.
 
     Raises:
         SystemExit: if a signal asked to stop; ``folder`` then holds the state to resume from.
         UserError: too few people for a batch, a state of another run, a loss that is not finite.
     """
     # --------------------------------------------------------------------------------------- data
-    ft, split = config.fine_tune, problem.split
+    ft, split, entry = config.fine_tune, problem.split, REGISTRY[name]
+    if entry.untrained:
+        pretrained = without_pretraining(pretrained, problem.seed)
     clips = ExampleClips(
         problem.cohort, config.data, pretrained, "random", split.train, problem.seed
     )
     sampler = make_sampler(len(clips), ft, problem.seed, ranks)
-    valid = evaluation_loader(split.valid, problem, config, pretrained, ranks)
+    valid = evaluation_loader(split.valid, problem, config, pretrained, ranks, name)
 
     # -------------------------------------------------------------------------------------- model
     torch.manual_seed(problem.seed)
@@ -83,14 +96,16 @@ def fine_tune(
     # -------------------------------------------------------------------------- optimizer, resume
     optimizer = make_optimizer(model, ft)
     rate = make_schedule(ft, sampler.steps_per_epoch, effective_batch(config, ranks))
-    states = StateFolder(folder, config, problem, pretrained, clips, ranks)
+    states = StateFolder(folder, config, problem, pretrained, clips, ranks, name)
     progress = states.start(model, optimizer, resume)
+    cost.skip(progress.step)
     sampler.first_step = progress.step
     loader = DataLoader(
         NumberedSamples(clips),
         batch_sampler=sampler,
         num_workers=config.data.num_workers,
         pin_memory=ranks.device.type == "cuda",
+        collate_fn=ShownAs(entry.function),
     )
     network = data_parallel(model, ranks, ft.accumulation_steps)
 
@@ -101,11 +116,12 @@ def fine_tune(
         total=total_steps,
         initial=progress.step,
         unit="step",
-        desc=f"fine-tune, {problem.name}",
+        desc=f"fine-tune {'' if name == 'model' else name + ', '}{problem.name}",
         disable=not ranks.main,
     )
     with stop_requests() as stop, logging_redirect_tqdm(), bar, batches_of(loader) as batches:
         logger.info("the first step is running")
+        counted, began = progress.step, time.monotonic()
         while progress.step < total_steps:
             step = progress.step + 1
             buffer.add(
@@ -134,14 +150,17 @@ def fine_tune(
                     *validate(scores, problem), rate(step), problem.metric
                 )
                 if ranks.main:
-                    logger.info("%s, %s", problem.name, progress.summary())
+                    logger.info("%s, %s, %s", entry.title, problem.name, progress.summary())
                     bar.set_postfix(progress.history[-1], refresh=False)
             states.write(model, optimizer, progress, improved)
+            cost.count(step - counted, time.monotonic() - began)
+            counted, began = step, time.monotonic()
             if stopping and step < total_steps:
                 logger.info(
-                    "stopped by %s after step %d of %s; go on with --resume",
+                    "stopped by %s after step %d of %s, %s; go on with --resume",
                     name_of(stopping),
                     step,
+                    name,
                     problem.name,
                 )
                 raise SystemExit(stopping)
@@ -167,9 +186,23 @@ def score_test(
             f"{fine_tuned.path} has {model.n_outputs} outputs, this task needs {expected} "
             f"({', '.join(problem.cohort.classes) or 'regression'})."
         )
-    loader = evaluation_loader(problem.split.test, problem, config, fine_tuned, ranks)
+    loader = evaluation_loader(
+        problem.split.test, problem, config, fine_tuned, ranks, control_of(fine_tuned)
+    )
     precision = autocast(ranks.device, config.fine_tune.use_bfloat16)
     return predict(model, loader, len(problem.cohort.y), problem, precision, ranks)
+
+
+def control_of(fine_tuned: Pretrained) -> str:
+    """The control that a fine-tuned checkpoint is, or ``model``."""
+    return (fine_tuned.task or {}).get("control", "model")
+
+
+def without_pretraining(pretrained: Pretrained, seed: int) -> Pretrained:
+    """The same checkpoint before it was trained: random weights, and no one it was trained on."""
+    return dataclasses.replace(
+        pretrained, encoder=pretrained.untrained(seed), training_people=hash_ids([])
+    )
 
 
 # --- parts of the loop ---------------------------------------------------------------------------
@@ -260,6 +293,12 @@ def make_sampler(n_clips: int, ft: FineTuneConfig, seed: int, ranks: Ranks) -> M
     )
 
 
+def steps_to_take(problem: Problem, config: DownstreamConfig, ranks: Ranks) -> int:
+    """Optimizer steps of a training; :class:`UserError` if there are too few people for one."""
+    ft, n_clips = config.fine_tune, len(problem.split.train)
+    return ft.epochs * make_sampler(n_clips, ft, problem.seed, ranks).steps_per_epoch
+
+
 def train_step(
     step: int,
     batches: Iterator[dict[str, Tensor]],
@@ -312,14 +351,16 @@ def evaluation_loader(
     config: DownstreamConfig,
     pretrained: Pretrained,
     ranks: Ranks,
+    name: str = "model",
 ) -> DataLoader:
-    """This rank's share of the evenly spread clips of ``examples``."""
+    """This rank's share of the evenly spread clips of ``examples``, as the control shows them."""
     clips = ExampleClips(problem.cohort, config.data, pretrained, config.evaluation.clips, examples)
     share = Subset(clips, range(ranks.rank, len(clips), ranks.world_size))
     return DataLoader(
         share,
         config.evaluation.encoder_batch_size,
         num_workers=config.data.num_workers,
+        collate_fn=ShownAs(REGISTRY[name].function),
     )
 
 

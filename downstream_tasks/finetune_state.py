@@ -3,12 +3,13 @@
     RUN/finetune-latest.pth.tar   model, optimizer, step, history: after an epoch, or a signal
     RUN/finetune-best.pth.tar     the model of the chosen epoch; --eval and --load_path read it
     RUN/metrics.jsonl             a line per epoch
+    controls/NAME/RUN/            the same of a control
 
 RUN is ``seed0``, or ``seed0_fold2`` (:attr:`Problem.name`).
 
-Both are the release's fine-tuned files (``model``, ``optimizer``, ``epoch``, ``scaler``) with what
-makes them self-contained: ``provenance`` (encoder, input, training people), ``task`` and the
-participants' ``split``.
+Both states are the release's fine-tuned files (``model``, ``optimizer``, ``epoch``, ``scaler``)
+with what makes them self-contained: ``provenance`` (encoder, input, training people), ``task`` and
+the participants' ``split``.
 """
 
 import dataclasses
@@ -51,15 +52,18 @@ _FREE_KEYS = {
 }
 
 
-def state_folder(config: DownstreamConfig, name: str) -> Path:
-    """Where the states of the run ``name`` (:attr:`Problem.name`) are."""
-    return config.output_dir / name
+def state_folder(config: DownstreamConfig, run: str, name: str = "model") -> Path:
+    """Where the states of a run (:attr:`Problem.name`) are, of the model or of a control."""
+    above = config.output_dir if name == "model" else config.output_dir / "controls" / name
+    return above / run
 
 
-def stored_states(config: DownstreamConfig, seed: int, file: str) -> list[Path]:
+def stored_states(
+    config: DownstreamConfig, seed: int, file: str, name: str = "model"
+) -> list[Path]:
     """The states ``file`` of ``seed``, of every fold, in the order of the folds."""
-    whole = state_folder(config, run_name(seed)) / file
-    folds = config.output_dir.glob(f"{run_name(seed)}_fold*/{file}")
+    whole = state_folder(config, run_name(seed), name) / file
+    folds = whole.parent.parent.glob(f"{run_name(seed)}_fold*/{file}")
     return [
         *([whole] if whole.is_file() else []),
         *sorted(folds, key=lambda path: int(path.parent.name.rpartition("fold")[2])),
@@ -123,7 +127,7 @@ class Progress:
 
 
 class StateFolder:
-    """The states of one run."""
+    """The states of one run of the model, or of a control, which ``name`` tells."""
 
     def __init__(
         self,
@@ -133,6 +137,7 @@ class StateFolder:
         pretrained: Pretrained,
         clips: ExampleClips,
         ranks: Ranks,
+        name: str = "model",
     ) -> None:
         self.folder, self.config, self.problem, self.ranks = folder, config, problem, ranks
         self.about = {
@@ -141,7 +146,7 @@ class StateFolder:
                 clip_input=clips.dataset.clip_input,
                 input_profile=InputProfile.from_dataset(clips.dataset),
             ).provenance(),
-            "task": _describe_task(config, problem, clips),
+            "task": _describe_task(config, problem, clips) | {"control": name},
             "split": _people(problem),
             "config": config.to_dict(),
             "effective_batch": effective_batch(config, ranks),

@@ -1,13 +1,15 @@
 """Fine-tuning, all seeds: train, compare with the baselines, report; or score what is stored.
 
-OUTPUT_ROOT/task/fine_tune/          the report (downstream_tasks/report/write.py)
-OUTPUT_ROOT/task/fine_tune/RUN/      the states (downstream_tasks/finetune_state.py)
-OUTPUT_ROOT/task/fine_tune/eval/     the report of --eval
+OUTPUT_ROOT/task/fine_tune/           the report (downstream_tasks/report/write.py)
+OUTPUT_ROOT/task/fine_tune/RUN/       the states (downstream_tasks/finetune_state.py)
+OUTPUT_ROOT/task/fine_tune/controls/  those of the controls, each in a folder of its own
+OUTPUT_ROOT/task/fine_tune/eval/      the report of --eval
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, Target, make_target
 from downstream_tasks.cohort.runs import RunSplit, check_folds, make_splits
 from downstream_tasks.cohort.splits import Split, assert_disjoint, run_name
-from downstream_tasks.comparison import baseline_rows
+from downstream_tasks.comparison import FitEncoded, baseline_rows, frozen_row
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.engine_finetune import fine_tune, score_test
+from downstream_tasks.engine_finetune import control_of, fine_tune, score_test, steps_to_take
 from downstream_tasks.evaluation import describe_checkpoint, load_model, load_people, prepare
 from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
 from downstream_tasks.features.table import Representations
+from downstream_tasks.finetune_cost import TrainingCost
 from downstream_tasks.finetune_state import (
     BEST,
     LATEST,
@@ -50,7 +53,7 @@ def run(
     evaluate: bool = False,
     resume: bool = False,
 ) -> Results | None:
-    """Fine-tune once per seed on ``devices`` and write the report; return the results.
+    """Fine-tune model and controls on ``devices``, write the report and return the results.
 
     With ``evaluate`` nothing is trained: the fine-tuned checkpoint ``model.load_path`` is scored,
     or, if that is the one that training started from, what training stored. Returns ``None`` in all
@@ -62,22 +65,26 @@ def run(
     """
     if evaluate:
         return score_stored(config, devices[0])
-    stored = [path for seed in config.seeds for path in stored_states(config, seed, LATEST)]
+    stored = [
+        path
+        for name, seed in product(config.fine_tuned, config.seeds)
+        for path in stored_states(config, seed, LATEST, name)
+    ]
     if stored and not resume:
         refuse_stored_run(stored[0].parent)  # before anything is written
     if resume and not stored:
         raise UserError(f"nothing to resume in {config.output_dir}: no seed*/{LATEST}.")
-    launch(train_seeds, devices, config, resume)
+    launch(train_all, devices, config, resume)
     if not is_first_process():
         return None
     setup_logging(config.output_dir)
     evaluation = prepare(config)
-    results = [_read_result(state_folder(config, problem.name)) for problem in evaluation.problems]
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, devices[0])
-    rows = [
-        FittedMethod(MODEL_NAME, HEAD_NAME, "model", results, "model"),
-        *baseline_rows(representations, evaluation.problems),
-    ]
+    rows = table_rows(
+        representations,
+        evaluation.problems,
+        lambda name, problem: _read_result(state_folder(config, problem.name, name)),
+    )
     checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     return write_report(
         config.output_dir,
@@ -90,18 +97,41 @@ def run(
     )
 
 
-def train_seeds(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
-    """One process of ``ranks``: fine-tune every run and leave its result in its folder."""
+def train_all(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
+    """One process of ``ranks``: fine-tune model and controls; leave each result in its folder."""
     setup_logging(config.output_dir, ranks.main)
     # The splits are written with the report: a run that cannot be resumed leaves the stored ones.
     evaluation = prepare(config, write_splits=False)
-    for problem in evaluation.problems:
-        folder = state_folder(config, problem.name)
+    cost = TrainingCost(
+        config, [steps_to_take(problem, config, ranks) for problem in evaluation.problems]
+    )
+    for name, problem in product(config.fine_tuned, evaluation.problems):
+        folder = state_folder(config, problem.name, name)
         if ranks.main and not (folder / LATEST).exists():
             (folder / _RESULT).unlink(missing_ok=True)  # of a run whose state is gone
-        result = fine_tune(evaluation.pretrained, problem, config, ranks, folder, resume)
+        result = fine_tune(
+            evaluation.pretrained, problem, config, ranks, folder, cost, resume, name
+        )
         if ranks.main:
             _write_result(folder, result)
+
+
+def table_rows(
+    representations: Representations, problems: Sequence[Problem], fine_tuned: FitEncoded
+) -> list[FittedMethod]:
+    """The model, its encoder before it was fine-tuned, readouts, baselines and controls.
+
+    Args:
+        fine_tuned: result of the model, or of a control, by its name.
+    """
+    results = [fine_tuned("model", problem) for problem in problems]
+    rows = [FittedMethod(MODEL_NAME, HEAD_NAME, "model", results, "model")]
+    labelled = all(len(problem.split.train) for problem in problems)
+    if labelled and representations.config.evaluation.controls != "none":
+        rows.append(frozen_row(representations, problems))
+    return rows + baseline_rows(
+        representations, problems, encoded_fit=fine_tuned, encoded_head=HEAD_NAME
+    )
 
 
 # --- evaluation of stored checkpoints ------------------------------------------------------------
@@ -118,26 +148,60 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> Results:
     """
     setup_logging(config.output_dir)
     pretrained, folder = load_model(config)
-    models = [pretrained] if pretrained.head else _stored_models(config)
-    cohort = load_people(config, folder, models[0])
-    problems = [stored_problem(config, cohort, model) for model in models]
-    if not pretrained.head:
-        check_folds(cohort, [RunSplit(p.seed, p.fold, p.split) for p in problems])
-    results = []
-    for model, problem in zip(models, problems, strict=True):
-        scores = score_test(model, problem, config, Ranks(device))
-        chosen = {"epoch": model.task["epoch"]} if model.task else {}
-        results.append(HeadResult(scores, chosen))
-    rows = [FittedMethod(MODEL_NAME, HEAD_NAME, "model", results, "model")]
-    if all(len(problem.split.train) for problem in problems):
-        # The others describe an encoder before it was fine-tuned.
-        names = tuple(n for n in config.evaluation.baselines if REGISTRY[n].reads != "encoder")
-        raw = dataclasses.replace(
-            config, evaluation=dataclasses.replace(config.evaluation, baselines=names)
-        )
-        rows += baseline_rows(Representations(raw, cohort, models[0], device), problems)
-    checkpoint = describe_checkpoint(config, models[0])
+    if pretrained.head:
+        return _score_file(config, pretrained, load_people(config, folder, pretrained), device)
+    paths = _stored_paths(config)
+    of_model = [path for (name, _), path in paths.items() if name == "model"]
+    cohort = load_people(config, folder, _load(config, of_model[0]))
+    problems, results = [], {}
+    for path in of_model:  # one at a time: each is as large as the encoder
+        model = _load(config, path)
+        problem = stored_problem(config, cohort, model)
+        problems.append(problem)
+        results[problem.name] = score_one(model, problem, config, device)
+    check_folds(cohort, [RunSplit(p.seed, p.fold, p.split) for p in problems])
+
+    def fine_tuned(name: str, problem: Problem) -> HeadResult:
+        if name == "model":
+            return results[problem.name]
+        return score_one(_load(config, paths[name, problem.name]), problem, config, device)
+
+    if not all(len(problem.split.train) for problem in problems):  # other people: nothing is fitted
+        config = _with_rows(config, config.fine_tuned[1:])
+    representations = Representations(config, cohort, pretrained, device)
+    rows = table_rows(representations, problems, fine_tuned)
+    checkpoint = describe_checkpoint(config, model)
     return write_report(config.output_dir / "eval", config, cohort, problems, rows, checkpoint)
+
+
+def score_one(
+    fine_tuned: Pretrained, problem: Problem, config: DownstreamConfig, device: torch.device
+) -> HeadResult:
+    """Scores of the test people by one fine-tuned checkpoint, with the epoch that it is of."""
+    chosen = {"epoch": fine_tuned.task["epoch"]} if fine_tuned.task else {}
+    return HeadResult(score_test(fine_tuned, problem, config, Ranks(device)), chosen)
+
+
+def _score_file(
+    config: DownstreamConfig, model: Pretrained, cohort: Cohort, device: torch.device
+) -> Results:
+    """Report one fine-tuned checkpoint, of the release or of an earlier run."""
+    problem, entry = stored_problem(config, cohort, model), REGISTRY[control_of(model)]
+    result = score_one(model, problem, config, device)
+    rows = [FittedMethod(entry.title, HEAD_NAME, entry.kind, [result], entry.name)]
+    if len(problem.split.train):
+        # The others describe an encoder before it was fine-tuned.
+        names = tuple(n for n in config.baselines if REGISTRY[n].reads != "encoder")
+        raw = _with_rows(config, names)
+        rows += baseline_rows(Representations(raw, cohort, model, device), [problem])
+    checkpoint = describe_checkpoint(config, model)
+    return write_report(config.output_dir / "eval", config, cohort, [problem], rows, checkpoint)
+
+
+def _with_rows(config: DownstreamConfig, baselines: tuple[str, ...]) -> DownstreamConfig:
+    """The same task with these rows beside the model, and no others."""
+    rows = dataclasses.replace(config.evaluation, baselines=baselines, readouts=())
+    return dataclasses.replace(config, evaluation=rows)
 
 
 def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) -> Problem:
@@ -177,8 +241,13 @@ def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) 
     return Problem(cohort, split, target, config.metric, seed, fold)
 
 
-def _stored_models(config: DownstreamConfig) -> list[Pretrained]:
-    paths = []
+def _stored_paths(config: DownstreamConfig) -> dict[tuple[str, str], Path]:
+    """(``model`` or a control, name of the run) -> file of its chosen epoch, for every seed.
+
+    Raises:
+        UserError: if one of them was not fine-tuned.
+    """
+    paths = {}
     for seed in config.seeds:
         of_seed = stored_states(config, seed, BEST)
         if not of_seed:
@@ -187,8 +256,21 @@ def _stored_models(config: DownstreamConfig) -> list[Pretrained]:
                 f"{state_folder(config, run_name(seed))}*/{BEST}. "
                 "Fine-tune first, or give a fine-tuned checkpoint as --load_path."
             )
-        paths += of_seed
-    return [load_pretrained(path, attn_mode=config.model.attn_mode) for path in paths]
+        paths |= {("model", path.parent.name): path for path in of_seed}
+    runs = [run for _, run in paths]
+    for name, run in product(config.fine_tuned[1:], runs):
+        paths[name, run] = state_folder(config, run, name) / BEST
+        if not paths[name, run].is_file():
+            raise UserError(
+                f"--eval: the control {name} was not fine-tuned, there is no {paths[name, run]}. "
+                "Train it by --resume in place of --eval, or leave the controls out: "
+                "evaluation.controls=none."
+            )
+    return paths
+
+
+def _load(config: DownstreamConfig, path: Path) -> Pretrained:
+    return load_pretrained(path, attn_mode=config.model.attn_mode)
 
 
 def _stored_split(cohort: Cohort, model: Pretrained) -> Split:

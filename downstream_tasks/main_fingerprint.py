@@ -44,7 +44,7 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
     pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     representations = Representations(config, cohort, pretrained, device)
     scored, predictions = [], []
-    for name in ("model", *config.evaluation.readouts, *config.evaluation.baselines):
+    for name in ("model", *config.evaluation.readouts, *config.baselines):
         entry = REGISTRY[name]
         if entry.reads == "nothing":
             continue

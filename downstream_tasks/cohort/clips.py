@@ -33,8 +33,9 @@ class ExampleClips(Dataset):
     """Normalised clips ``[1, R, T]`` of the examples of a cohort.
 
     ``clips[i]`` (or ``clips[i, epoch]``) is a dict of ``fmri``, ``example`` (its number in the
-    cohort) and ``item`` (i). Item ``e * k + j`` is clip j of the e-th of ``examples``. An example
-    that has a start frame of its own (an event) has one clip, whatever ``clips`` says.
+    cohort), ``item`` (i) and ``seed`` (of what a control draws for it; another one every epoch).
+    Item ``e * k + j`` is clip j of the e-th of ``examples``. An example that has a start frame of
+    its own (an event) has one clip, whatever ``clips`` says.
 
     Args:
         examples: numbers of the examples wanted; by default all.
@@ -79,7 +80,8 @@ class ExampleClips(Dataset):
             fmri = self.dataset.clip(run, int(self.starts[e]))
         else:
             fmri = self.dataset[run * self.per_example + clip, epoch]["fmri"]
-        return {"fmri": fmri, "example": int(self.examples[e]), "item": int(i)}
+        seed = int(epoch) * len(self) + int(i)
+        return {"fmri": fmri, "example": int(self.examples[e]), "item": int(i), "seed": seed}
 
     def measured(self, item: int) -> int:
         """Samples of the clip ``item`` that were measured; the rest of it is padding."""

@@ -17,14 +17,36 @@ drawn depends on the seed of the clip only, not on its batch or device.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
+
+Control = Callable[[Tensor, Tensor], Tensor]
 
 # Constants of splitmix64 (Steele, Lea and Flood 2014), as signed 64-bit integers.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 _BITS = 24  # of a random number: float32 holds them exactly
+
+
+@dataclass(frozen=True)
+class ShownAs:
+    """Collate samples of :class:`ExampleClips` to a batch, as ``control`` shows them if any.
+
+    In the loader, so that training, validation and frozen features get the same by the same line.
+    """
+
+    control: Control | None = None
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = default_collate(samples)
+        if self.control is not None:
+            batch["fmri"] = self.control(batch["fmri"], batch["seed"])
+        return batch
 
 
 def permute_jointly(fmri: Tensor, seeds: Tensor) -> Tensor:

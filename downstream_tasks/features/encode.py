@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from downstream_tasks.cohort.clips import ExampleClips
+from downstream_tasks.features.controls import ShownAs
 from downstream_tasks.features.pooling import pool, pooled_shape
 from downstream_tasks.features.registry import REGISTRY
 from src.models.vision_transformer import VisionTransformer
@@ -119,23 +120,18 @@ def encode_clips(
     def encode(missing: Sequence[int]) -> Iterator[list[np.ndarray]]:
         model = encoder.to(device).eval()
         precision = autocast(device, bfloat16)
-        loader = DataLoader(clips, batch_size, num_workers=num_workers)
+        shown = None if control == "none" else REGISTRY[control].function
+        loader = DataLoader(clips, batch_size, num_workers=num_workers, collate_fn=ShownAs(shown))
         with batches_of(loader) as batches:
             for batch in progress_bar(
                 batches, total=len(loader), desc=label, unit="batch", leave=False
             ):
-                x = apply_control(batch["fmri"], batch["item"], control).to(device)
                 with precision():
-                    encoded = model(x).float()
+                    encoded = model(batch["fmri"].to(device)).float()
                 tokens = tokens_of_patch(encoded, grid, patch)
                 yield [pool(tokens, levels[i], kept).cpu().numpy() for i in missing]
 
     return store.get(wanted, encode)
-
-
-def apply_control(fmri: Tensor, items: Tensor, control: str) -> Tensor:
-    """What the encoder is shown for clips ``[B, 1, R, T]``; permutations depend on the item."""
-    return fmri if control == "none" else REGISTRY[control].function(fmri, items)
 
 
 def tokens_of_patch(tokens: Tensor, grid: tuple[int, int], patch: int | None) -> Tensor:

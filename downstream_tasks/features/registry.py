@@ -61,6 +61,11 @@ class Representation:
     by_patch: bool = False
     untrained: bool = False
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the encoder, but with other weights or on other clips than the model."""
+        return self.reads == "encoder" and self.kind in ("baseline", "control")
+
     def title_of(self, events: bool, regression: bool) -> str:
         """Title of the row where examples are events, or the target is a number."""
         if events and self.event_title:

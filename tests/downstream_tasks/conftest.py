@@ -221,7 +221,9 @@ def write_cohort(path: Path, labels: tuple[str, ...]) -> None:
     pd.DataFrame(events).to_csv(path / "events.tsv", sep="\t", index=False)
 
 
-def stored_weights(config: DownstreamConfig, seed: int = 0, name: str = LATEST) -> torch.Tensor:
+def stored_weights(
+    config: DownstreamConfig, seed: int = 0, name: str = LATEST, control: str = "model"
+) -> torch.Tensor:
     """All numbers of a stored state's model, one vector."""
-    model = load_checkpoint(state_folder(config, f"seed{seed}") / name)["model"]
+    model = load_checkpoint(state_folder(config, f"seed{seed}", control) / name)["model"]
     return torch.cat([value.flatten() for value in model.values()])

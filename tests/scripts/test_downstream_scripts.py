@@ -115,7 +115,7 @@ def test_script_runs_as_is(rehearsal, name):
     baseline_head = plain if protocol == "fine_tune" else head
     constant = (KINDS[config.data.type], "none")
     for key in (
-        *(("Brain-JEPA", head), constant, ("FC", plain), ("Untrained encoder", baseline_head)),
+        *(("Brain-JEPA", head), constant, ("FC", plain), ("Untrained encoder", head)),
         *(("FC", baseline_head), ("ROI mean and variance", baseline_head)),
     ):
         defined = rows[key]["mean"].items()
