@@ -213,6 +213,34 @@ def _read(path: Path, training: Mapping[str, Any]) -> dict[str, Any] | None:
     return stored
 
 
+def read_statistics(path: str | Path, method: str, n_rois: int) -> dict[str, np.ndarray]:
+    """``median`` and ``iqr`` (float32 ``[R]``) of a file that the user names.
+
+    That is the normalization.npz of a data-set folder, or any .npz of two arrays ``median`` and
+    ``iqr``.
+
+    Raises:
+        UserError: if it cannot be read, holds none for ``method`` or several, or they do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"the statistics {path} cannot be read: {error}") from error
+    if "median" in stored or "iqr" in stored:
+        return check_statistics(stored, n_rois, str(path))
+    entries = sorted(key.removesuffix("/median") for key in stored if key.endswith("/median"))
+    of_method = [key for key in entries if key.startswith(f"{method}/")]
+    if len(of_method) != 1:
+        raise UserError(
+            f"{path} holds {len(of_method)} statistics of {method}; it must be one. It has: "
+            f"{', '.join(entries) or ', '.join(stored) or 'nothing'}. Write the one to be used to "
+            "an .npz of two arrays, median and iqr, one number for each ROI."
+        )
+    stats = {name: stored[f"{of_method[0]}/{name}"] for name in ("median", "iqr")}
+    return check_statistics(stats, n_rois, str(path))
+
+
 def check_statistics(stats: Mapping[str, Any], n_rois: int, where: str) -> dict[str, np.ndarray]:
     """Return ``median`` and ``iqr`` as float32 ``[R]``, if they can be used.
 

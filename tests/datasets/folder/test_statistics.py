@@ -9,7 +9,12 @@ import torch
 
 from src.datasets.folder import DataFolder, FolderWriter
 from src.datasets.folder import statistics as module
-from src.datasets.folder.statistics import check_statistics, robust_statistics, stored_statistics
+from src.datasets.folder.statistics import (
+    check_statistics,
+    read_statistics,
+    robust_statistics,
+    stored_statistics,
+)
 from src.utils.errors import UserError
 
 
@@ -313,3 +318,32 @@ def test_statistics_that_do_not_fit_are_refused(stats, message):
 def test_statistics_may_be_tensors():
     stats = check_statistics({"median": torch.zeros(4), "iqr": torch.ones(4, 1)}, 4, "it")
     assert stats["iqr"].tolist() == [1, 1, 1, 1]
+
+
+# --- a file that the user names --------------------------------------------------------------
+
+
+def test_a_file_may_be_that_of_a_folder_or_two_arrays(offsets, tmp_path):
+    stored = stored_of_train(offsets)
+    read = read_statistics(offsets.path / "normalization.npz", "robust_frames", 12)
+    np.savez(tmp_path / "plain.npz", **stored)
+    for stats in (read, read_statistics(tmp_path / "plain.npz", "robust", 12)):
+        for name in ("median", "iqr"):
+            np.testing.assert_array_equal(stats[name], stored[name])
+
+
+def test_a_file_that_does_not_say_which_statistics_is_refused(offsets, tmp_path):
+    path = offsets.path / "normalization.npz"
+    stored_of_train(offsets)
+    with pytest.raises(UserError, match="0 statistics of robust; it must be one. It has: robust_f"):
+        read_statistics(path, "robust", 12)
+    stored_statistics(offsets, "robust_frames", np.array([0, 1]))
+    with pytest.raises(UserError, match="2 statistics of robust_frames"):
+        read_statistics(path, "robust_frames", 12)
+    np.savez(tmp_path / "other.npz", median=np.zeros(3), iqr=np.ones(3))
+    with pytest.raises(UserError, match="median must be 12 finite numbers"):
+        read_statistics(tmp_path / "other.npz", "robust", 12)
+    (tmp_path / "text.npz").write_text("median")
+    for name in ("text.npz", "missing.npz"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            read_statistics(tmp_path / name, "robust", 12)
