@@ -263,6 +263,20 @@ ROWS = [
         "method 1: tokens are ROI-major",
     ),
     (
+        "downstream_tasks/features/embedding_files.py",
+        "header=first == 0",
+        "header=True",
+        "tests/downstream_tasks/features/test_embed.py::test_tables_have_a_column_for_each_feature",
+        "a table of embeddings has one header, however many batches",
+    ),
+    (
+        "downstream_tasks/features/embedding_files.py",
+        "for label in labels for i in range(self.shape[1])",
+        "for i in range(self.shape[1]) for label in labels",
+        "tests/downstream_tasks/features/test_embed.py::test_tables_have_a_column_for_each_feature",
+        "columns of a table are named in the order of the features: ROI-major",
+    ),
+    (
         "src/pretrained/hub.py",
         "strict: bool = True, **arguments",
         "strict: bool = False, **arguments",

@@ -1,22 +1,20 @@
-"""Embeddings of the runs of a data-set folder, to .npz or parquet: `downstream_eval.py embed`.
+"""Embeddings of the runs of a data-set folder, to a file: `downstream_eval.py embed`.
 
 One row per clip, with participant, session, run and clip number; the clips are resampled and
-normalised as the checkpoint says. Batches are written as they come, so size does not matter.
+normalised as the checkpoint says. Batches are written as they come
+(:mod:`downstream_tasks.features.embedding_files`), so size does not matter.
 """
 
 import argparse
 import logging
-import struct
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
+from downstream_tasks.features.embedding_files import SUFFIXES, Embeddings, writer_of
 from downstream_tasks.features.pooling import LEVELS, pool, pooled_shape
 from src.datasets.clip_input import BAD_ROIS, SHORT_RUNS, ClipInput
 from src.datasets.fmri import FMRIDataset
@@ -27,13 +25,9 @@ from src.pretrained.arguments import add_checkpoint_arguments, load_from_argumen
 from src.pretrained.encoder import Pretrained
 from src.utils.distributed import default_devices, parse_devices
 from src.utils.errors import UserError
-from src.utils.files import replacing
 from src.utils.loading import batches_of
 from src.utils.precision import autocast
 from src.utils.progress import progress_bar
-
-KEY_COLUMNS = ("participant_id", "session", "run", "split", "clip")
-ARRAY = "embeddings"
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``downstream_eval.py embed``."""
     add_checkpoint_arguments(parser)
     parser.add_argument("--data_path", required=True, help="data-set folder (data/README.md)")
-    parser.add_argument("--out", required=True, help="file to write: .npz or .parquet")
+    parser.add_argument("--out", required=True, help="file to write: .npz, .parquet, .csv, .tsv")
     parser.add_argument(
         "--level",
         default="pooled",
@@ -78,9 +72,8 @@ def run(arguments: argparse.Namespace) -> Path:
             an output of another kind.
     """
     out = Path(arguments.out)
-    writers = {".npz": _write_npz, ".parquet": _write_parquet}
-    if out.suffix not in writers:
-        raise UserError(f"--out {out}: the name must end in .npz or .parquet.")
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}.")
     for name in ("clips", "batch_size"):
         if (value := getattr(arguments, name)) < 1:
             raise UserError(f"--{name} is {value}, it must be at least 1.")
@@ -92,6 +85,8 @@ def run(arguments: argparse.Namespace) -> Path:
     clip_input = pretrained.clip_input.changed(**{name: vars(arguments)[name] for name in names})
     check_known(clip_input, pretrained.path)
     dataset = FMRIDataset(arguments.data_path, arguments.split, clip_input, clips=arguments.clips)
+    shape = embedding_shape(pretrained, arguments.level)
+    write = writer_of(out, Embeddings(dataset, arguments.level, shape, pretrained.path))
     pretrained.warn_about_clips(dataset)
     batches = embed(
         pretrained,
@@ -103,7 +98,7 @@ def run(arguments: argparse.Namespace) -> Path:
         bfloat16=arguments.bfloat16,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    writers[out.suffix](out, batches, dataset, pretrained, arguments.level)
+    write(batches)
     logger.info("%s: %d clips, %s", out, len(dataset), arguments.level)
     return out
 
@@ -149,100 +144,3 @@ def embedding_shape(pretrained: Pretrained, level: str) -> tuple[int, ...]:
     """Shape of one clip's embedding."""
     spec = pretrained.encoder_spec
     return pooled_shape(level, spec.grid, spec.embed_dim)
-
-
-def _keys(dataset: FMRIDataset, first: int, last: int) -> dict[str, np.ndarray]:
-    """Who and what items ``first`` to ``last`` are."""
-    items = np.arange(first, last)
-    runs = dataset.folder.runs.iloc[dataset.rows[items // dataset.clips_per_run]]
-    keys = {name: runs[name].to_numpy(str) for name in KEY_COLUMNS[:-1]}
-    return keys | {"clip": items % dataset.clips_per_run}
-
-
-def _write_npz(
-    path: Path,
-    batches: Iterator[np.ndarray],
-    dataset: FMRIDataset,
-    pretrained: Pretrained,
-    level: str,
-) -> None:
-    """``embeddings`` ``[n, ...]``, the key columns, ``roi_labels`` and ``checkpoint``.
-
-    The big array is written batch by batch and stored uncompressed, so that
-    :func:`open_embeddings` can map it.
-    """
-    shape = (len(dataset), *embedding_shape(pretrained, level))
-    small = _keys(dataset, 0, len(dataset)) | {
-        "roi_labels": np.array(dataset.folder.roi_labels),
-        "checkpoint": np.array(str(pretrained.path)),
-    }
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, values in small.items():
-            with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, values, allow_pickle=False)
-        with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_2_0(member, header)
-            for batch in batches:
-                member.write(np.ascontiguousarray(batch, dtype="<f4"))
-
-
-def _write_parquet(
-    path: Path,
-    batches: Iterator[np.ndarray],
-    dataset: FMRIDataset,
-    pretrained: Pretrained,
-    level: str,
-) -> None:
-    """The key columns and ``embedding``, a flat list of fixed size; one row group per batch.
-
-    The metadata of the schema say its ``shape``, the ``level`` and the ``checkpoint``.
-    """
-    shape = embedding_shape(pretrained, level)
-    size = int(np.prod(shape))
-    metadata = {
-        "level": level,
-        "shape": " ".join(map(str, shape)),
-        "checkpoint": str(pretrained.path),
-        "roi_labels": "\t".join(dataset.folder.roi_labels),
-    }
-    columns = [(name, pa.string()) for name in KEY_COLUMNS[:-1]]
-    schema = pa.schema(
-        [*columns, ("clip", pa.int32()), ("embedding", pa.list_(pa.float32(), size))],
-        metadata=metadata,
-    )
-    first = 0
-    with replacing(path) as file, pq.ParquetWriter(file, schema) as writer:
-        for batch in batches:
-            last = first + len(batch)
-            values = pa.FixedSizeListArray.from_arrays(pa.array(batch.ravel()), size)
-            arrays = [pa.array(column) for column in _keys(dataset, first, last).values()]
-            arrays[-1] = arrays[-1].cast(pa.int32())
-            writer.write_table(pa.Table.from_arrays([*arrays, values], schema=schema))
-            first = last
-
-
-def open_embeddings(path: str | Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Embeddings of an .npz as a read-only memory map ``[n, ...]``, and its other arrays.
-
-    ``numpy.load`` reads the same file, but would bring all of it into memory.
-
-    Raises:
-        UserError: if the file is not one that ``embed`` wrote.
-    """
-    path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            others = {name: arrays[name] for name in arrays.files if name != ARRAY}
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            # Stored as it is, so the array lies in the file behind two headers: the zip's (30 bytes
-            # and two fields of the lengths named at byte 26) and its own.
-            offset = archive.getinfo(f"{ARRAY}.npy").header_offset
-            file.seek(offset + 26)
-            file.seek(offset + 30 + sum(struct.unpack("<HH", file.read(4))))
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-            start = file.tell()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no embeddings of this project: {error}") from error
-    return np.memmap(path, dtype, "r", start, shape), others

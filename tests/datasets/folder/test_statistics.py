@@ -335,7 +335,7 @@ def test_a_file_may_be_that_of_a_folder_or_two_arrays(offsets, tmp_path):
 def test_a_file_that_does_not_say_which_statistics_is_refused(offsets, tmp_path):
     path = offsets.path / "normalization.npz"
     stored_of_train(offsets)
-    with pytest.raises(UserError, match="0 statistics of robust; it must be one. It has: robust_f"):
+    with pytest.raises(UserError, match=r"0 statistics of robust; .* It has: robust_f"):
         read_statistics(path, "robust", 12)
     stored_statistics(offsets, "robust_frames", np.array([0, 1]))
     with pytest.raises(UserError, match="2 statistics of robust_frames"):

@@ -2,14 +2,18 @@
 
 import argparse
 import weakref
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from downstream_tasks.features import embed
+from downstream_tasks.features import embed, embedding_files
+from downstream_tasks.features.embedding_files import KEY_COLUMNS, open_embeddings
 from src.datasets.fmri import FMRIDataset
 from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
@@ -43,32 +47,80 @@ def tokens(run) -> torch.Tensor:
         return pretrained.encoder(clips)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-@pytest.mark.parametrize("level", ["pooled", "roi", "token"])
-def test_levels(run, tokens, tmp_path, suffix, level):
-    out = embed_to(tmp_path / f"e{suffix}", run, "--level", level, "--clips", "2")
+def expected_at(level: str, tokens: torch.Tensor) -> np.ndarray:
     grid = tokens.unflatten(1, (ROIS, PATCHES))
-    expected = {"pooled": tokens.mean(1), "roi": grid.mean(2), "token": tokens}[level].numpy()
-    if suffix == ".npz":
-        with np.load(out) as file:
-            values, keys = file["embeddings"], {name: file[name] for name in file.files}
-        assert len(keys["roi_labels"]) == ROIS
-    else:
-        table = pq.read_table(out)
-        shape = [int(n) for n in table.schema.metadata[b"shape"].split()]
-        values = table["embedding"].combine_chunks().values.to_numpy().reshape(-1, *shape)
-        keys = {name: table[name].to_numpy() for name in embed.KEY_COLUMNS}
-        assert table.schema.metadata[b"level"].decode() == level
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-    assert keys["clip"].tolist() == [0, 1] * 12
-    assert len(set(keys["participant_id"])) == 12
-    assert (keys["participant_id"][::2] == keys["participant_id"][1::2]).all()
+    return {"pooled": tokens.mean(1), "roi": grid.mean(2), "token": tokens}[level].numpy()
+
+
+def check_keys(keys: Mapping[str, np.ndarray]) -> None:
+    assert list(keys["clip"]) == [0, 1] * 12
+    people = np.asarray(keys["participant_id"])
+    assert len(set(people)) == 12
+    assert (people[::2] == people[1::2]).all()
     assert sorted(set(keys["split"])) == ["test", "train", "valid"]
+    assert set(keys["session"]) == set(keys["run"]) == {"01"}
+
+
+@pytest.mark.parametrize("level", ["pooled", "roi", "token"])
+def test_arrays(run, tokens, tmp_path, level):
+    out = embed_to(tmp_path / "e.npz", run, "--level", level, "--clips", "2")
+    with np.load(out) as file:
+        np.testing.assert_allclose(file["embeddings"], expected_at(level, tokens), atol=1e-5)
+        assert len(file["roi_labels"]) == ROIS
+        check_keys({name: file[name] for name in KEY_COLUMNS})
+
+
+TEXT = {"session": str, "run": str}
+READERS = {
+    ".parquet": pd.read_parquet,
+    ".csv": partial(pd.read_csv, dtype=TEXT),
+    ".tsv": partial(pd.read_csv, dtype=TEXT, sep="\t"),
+}
+
+
+@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("level", ["pooled", "roi"])
+def test_tables_have_a_column_for_each_feature(run, tokens, tmp_path, suffix, level):
+    table = READERS[suffix](
+        embed_to(tmp_path / f"e{suffix}", run, "--level", level, "--clips", "2")
+    )
+    assert tuple(table.columns[:5]) == KEY_COLUMNS
+    features = table[table.columns[5:]]
+    values = expected_at(level, tokens).reshape(24, -1)
+    np.testing.assert_allclose(features.to_numpy(), values, atol=1e-5)
+    labels = load_pretrained(run[1]).roi_labels
+    names = {"pooled": ("f0000", "f0023"), "roi": (f"{labels[0]}_f000", f"{labels[-1]}_f023")}
+    assert (features.columns[0], features.columns[-1]) == names[level]
+    check_keys(table)
+
+
+def test_text_holds_every_digit(run, tmp_path):
+    csv = pd.read_csv(embed_to(tmp_path / "e.csv", run), dtype={"f0000": np.float32})
+    with np.load(embed_to(tmp_path / "e.npz", run)) as file:
+        np.testing.assert_array_equal(csv["f0000"], file["embeddings"][:, 0])
+
+
+def test_connectivity_is_named_by_its_two_rois(run, tmp_path):
+    table = pd.read_parquet(embed_to(tmp_path / "e.parquet", run, "--level", "connectivity"))
+    labels = load_pretrained(run[1]).roi_labels
+    assert len(table.columns) == 5 + ROIS * (ROIS - 1) // 2
+    assert table.columns[5] == f"{labels[0]}--{labels[1]}"
+    assert table.columns[-1] == f"{labels[-2]}--{labels[-1]}"
+
+
+def test_what_no_table_can_hold(run, tmp_path, monkeypatch):
+    for suffix in READERS:
+        with pytest.raises(UserError, match=r"token has \d+ values a clip.*\.npz"):
+            embed_to(tmp_path / f"e{suffix}", run, "--level", "token")
+    monkeypatch.setattr(embedding_files, "MOST_PARQUET_COLUMNS", 100)
+    with pytest.raises(UserError, match=r"roi would be \d+ columns"):
+        embed_to(tmp_path / "e.parquet", run, "--level", "roi")
+    assert not list(tmp_path.iterdir())
 
 
 def test_npz_opens_as_a_map(run, tmp_path):
     out = embed_to(tmp_path / "e.npz", run, "--level", "roi")
-    values, others = embed.open_embeddings(out)
+    values, others = open_embeddings(out)
     assert isinstance(values, np.memmap)
     assert values.shape == (12, ROIS, WIDTH)
     with np.load(out) as file:
@@ -89,13 +141,18 @@ def test_batches_are_written_as_they_come(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(embed, "embed", watched)
     embed_to(tmp_path / "e.npz", run, "--level", "token", "--batch_size", "2")
-    embed_to(tmp_path / "e.parquet", run, "--level", "token", "--batch_size", "2")
-    assert len(seen) == 12
+    embed_to(tmp_path / "e.parquet", run, "--level", "roi", "--batch_size", "2")
+    embed_to(tmp_path / "e.csv", run, "--level", "roi", "--batch_size", "2")
+    assert len(seen) == 18
 
 
-def test_parquet_has_a_row_group_for_each_batch(run, tmp_path):
-    out = embed_to(tmp_path / "e.parquet", run)
-    assert pq.ParquetFile(out).num_row_groups == 3
+@pytest.mark.parametrize("rows", [1, 4, 5, 7, 24])
+def test_parquet_holds_few_rows_at_a_time(run, tmp_path, monkeypatch, rows):
+    whole = pd.read_parquet(embed_to(tmp_path / "a.parquet", run))
+    monkeypatch.setattr(embedding_files, "_ROW_GROUP_VALUES", rows * WIDTH)
+    out = embed_to(tmp_path / "b.parquet", run)
+    assert pq.ParquetFile(out).num_row_groups == -(-12 // rows)
+    pd.testing.assert_frame_equal(pd.read_parquet(out), whole)
 
 
 def test_one_split(run, tmp_path):
@@ -128,13 +185,13 @@ def test_bad_flags(run, tmp_path, flags, said):
 
 
 def test_bad_files(run, tmp_path, make_folder):
-    with pytest.raises(UserError, match=r"\.npz or \.parquet"):
-        embed_to(tmp_path / "e.csv", run)
+    with pytest.raises(UserError, match=r"must end in \.npz, \.parquet, \.csv, \.tsv"):
+        embed_to(tmp_path / "e.txt", run)
     with pytest.raises(UserError, match="has 12 ROIs"):
         embed_to(tmp_path / "e.npz", (make_folder(), run[1]))
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(UserError, match="holds no embeddings"):
-        embed.open_embeddings(tmp_path / "other.npz")
+        open_embeddings(tmp_path / "other.npz")
 
 
 def test_a_release_checkpoint_does_not_say_its_input(tmp_path):
