@@ -124,7 +124,7 @@ def prepare(
         )
     test_people = {person for run in runs for person in cohort.people[run.split.test]}
     _check_unseen(pretrained, test_people)
-    seen = _people_of_pretraining(pretrained, test_people)
+    seen = people_of_pretraining(pretrained, test_people)
     problems = [
         Problem(
             cohort,
@@ -219,7 +219,7 @@ def _check_unseen(pretrained: Pretrained, test_people: set[str]) -> None:
         )
 
 
-def _people_of_pretraining(pretrained: Pretrained, test_people: set[str]) -> set[str] | None:
+def people_of_pretraining(pretrained: Pretrained, test_people: set[str]) -> set[str] | None:
     """Test people whose ids are among those of the pretraining; ``None`` if it does not say."""
     if pretrained.training_people is None:
         return None

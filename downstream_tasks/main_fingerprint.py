@@ -1,9 +1,9 @@
 """Fingerprinting: which of all people is this, from another run of theirs?
 
-Nothing is trained and no label is used. Features of the two runs, each z-scored over people (what
-all have in common identifies no one, and a feature should not count for its unit), are correlated;
-a person is identified if their own other run correlates most (Finn et al., 2015), forward from the
-first run to the second and backward.
+Nothing is trained and no label is used. The feature vectors of two runs are correlated (Pearson); a
+person is identified if their own other run correlates most, forward from the first run to the
+second and backward (Finn et al., 2015). A second row of each representation z-scores every feature
+over the people first: what all have in common, and the unit of a feature, then count for nothing.
 """
 
 import logging
@@ -13,20 +13,26 @@ import pandas as pd
 import torch
 
 from downstream_tasks.cohort.clips import ExampleClips
-from downstream_tasks.cohort.examples import Cohort, CohortSummary
+from downstream_tasks.cohort.examples import Cohort, CohortSummary, disjoint_groups
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.evaluation import describe_checkpoint, load_model
-from downstream_tasks.features.registry import REGISTRY, Kind
+from downstream_tasks.evaluation import describe_checkpoint, load_model, people_of_pretraining
+from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.features.table import Representations
-from downstream_tasks.report.results import MethodResult, Results, RunResult
-from downstream_tasks.report.rows import compare_with_fc, method_result
+from downstream_tasks.report.comparisons import compare_rows
+from downstream_tasks.report.results import Results, RunResult
+from downstream_tasks.report.rows import method_result
 from downstream_tasks.report.write import write_results
+from downstream_tasks.scoring.bootstrap import ScoredRun
+from downstream_tasks.scoring.design import Design
+from downstream_tasks.scoring.intervals import metrics_of, summarise
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import git_revision
 
 METRICS = ("identification", "forward", "backward")
+Z_SCORED = "correlation, z-scored over people"
+DESIGN = Design("one_split", n_train=0, n_test=0)  # nothing is trained
 _ROUNDING = 1e-6  # relative; what differs by less is the same number computed twice
 
 logger = logging.getLogger(__name__)
@@ -43,25 +49,48 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
     n = len(cohort.units)
     pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     representations = Representations(config, cohort, pretrained, device)
-    scored, predictions = [], []
+    people = cohort.units["participant_id"].to_numpy(str)
+    seen = people_of_pretraining(pretrained, set(people))
+    rows, runs_of, predictions = [], {}, []
     for name in ("model", *config.evaluation.readouts, *config.baselines):
         entry = REGISTRY[name]
         if entry.reads == "nothing":
             continue
         logger.info("fingerprint: %s", name)
         features = representations.features(name).astype(np.float64)
-        forward, backward = identify(features[:n], features[n:])
-        people, title = cohort.units["participant_id"].to_numpy(), entry.title
-        hits = np.stack([forward == np.arange(n), backward == np.arange(n)], axis=1).astype(float)
-        scored.append(
-            _line(title, "correlation", entry.kind, name, hits, config.evaluation.n_bootstrap)
-        )
-        predictions.append(
-            cohort.units.assign(method=title, forward=people[forward], backward=people[backward])
-        )
-    chance = np.full((n, 2), 1 / n)
-    scored.append(
-        _line("Chance", "none", "baseline", "chance", chance, config.evaluation.n_bootstrap)
+        for head, prepared in (("correlation", features), (Z_SCORED, z_score(features, n))):
+            forward, backward = identify(prepared[:n], prepared[n:])
+            runs = score_hits(forward, backward, cohort.unit_groups)
+            row = method_result(
+                entry.title,
+                head,
+                entry.kind,
+                [RunResult("all", {m: metrics_of(run)["accuracy"] for m, run in runs.items()})],
+                {m: summarise([run], DESIGN)["accuracy"] for m, run in runs.items()},
+                representation=name,
+            )
+            rows.append(row)
+            runs_of[row.label] = [runs["identification"]]
+            predictions.append(
+                cohort.units.assign(
+                    method=entry.title,
+                    head=head,
+                    forward=people[forward],
+                    backward=people[backward],
+                )
+            )
+    by_chance = RunResult("all", dict.fromkeys(METRICS, 1 / n))
+    nothing = dict.fromkeys(METRICS, (np.nan, np.nan))
+    comparisons = compare_rows(
+        rows,
+        runs_of,
+        "identification",
+        DESIGN,
+        n_exchanges=config.evaluation.n_bootstrap,
+        scored_as="accuracy",
+    )
+    rows.append(
+        method_result("Chance", "none", "baseline", [by_chance], nothing, representation="chance")
     )
     results = Results(
         task=config.name,
@@ -71,10 +100,10 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
         unit="person",
         metrics=METRICS,
         main_metric="identification",
-        cohort=CohortSummary(n, n, n, 2 * n, cohort.dropped_summary),
-        rows=tuple(row for row, _ in scored),
-        comparisons=compare_with_fc(scored, "identification"),
-        checkpoint=describe_checkpoint(config, pretrained),
+        cohort=CohortSummary(n, len(set(cohort.unit_groups)), n, 2 * n, cohort.dropped_summary),
+        rows=tuple(rows),
+        comparisons=comparisons,
+        checkpoint=describe_checkpoint(config, pretrained, None if seen is None else len(seen)),
         revision=git_revision(),
     )
     folder_out = config.output_dir
@@ -111,9 +140,10 @@ def paired_runs(folder: DataFolder, config: DownstreamConfig) -> Cohort:
             f"fingerprinting needs two or more. There are: {', '.join(sorted(set(runs[column])))}."
         )
     chosen = pd.concat([part.loc[people] for part in parts]).reset_index()
+    groups = disjoint_groups(chosen, config.data.disjoint)
     incomplete = sorted((set(parts[0].index) | set(parts[1].index)) - set(people))
     examples = chosen[["row", "participant_id", "split"]].assign(
-        start=-1, group=chosen["participant_id"], unit=np.tile(np.arange(len(people)), 2)
+        start=-1, group=groups, unit=np.tile(np.arange(len(people)), 2)
     )
     units = chosen[["participant_id", "split"]].iloc[: len(people)]
     dropped = {"only one of the two runs": incomplete} if incomplete else {}
@@ -121,18 +151,18 @@ def paired_runs(folder: DataFolder, config: DownstreamConfig) -> Cohort:
 
 
 def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Match each person of ``first`` ``[n, F]`` to the nearest row of ``second``, and the reverse.
+    """Match each person of ``first`` ``[n, F]`` to the most correlated row of ``second``, and back.
 
-    Both results are ``[n]``; row i of the two inputs is the same person. Features are z-scored over
-    the people of each run. Where none differs between people (by more than the rounding of float32)
-    everyone is matched to row 0, so that one is identified, as by any constant guess.
+    Both results are ``[n]``; row i of the two inputs is the same person. Where the vectors of all
+    people are one (but for the rounding of float32) everyone is matched to row 0, so that one is
+    identified, as by any constant guess.
     """
+    both = np.concatenate([first, second])
+    if (np.ptp(both, axis=0) <= _ROUNDING * np.abs(both).max(axis=0)).all():
+        return np.zeros(len(first), dtype=int), np.zeros(len(first), dtype=int)
 
     def unit(features: np.ndarray) -> np.ndarray:
-        sd, size = features.std(axis=0), np.abs(features).max(axis=0)
-        centred = features - features.mean(axis=0)
-        centred = np.divide(centred, sd, out=np.zeros_like(centred), where=sd > _ROUNDING * size)
-        centred -= centred.mean(axis=1, keepdims=True)
+        centred = features - features.mean(axis=1, keepdims=True)
         norm = np.linalg.norm(centred, axis=1, keepdims=True)
         return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 0)
 
@@ -140,19 +170,39 @@ def identify(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
     return similarity.argmax(axis=1), similarity.argmax(axis=0)
 
 
-def _line(
-    title: str,
-    head: str,
-    kind: Kind,
-    representation: str,
-    hits: np.ndarray,
-    n_resamples: int,
-) -> tuple[MethodResult, dict[str, np.ndarray]]:
-    """A row of the results and its bootstrap samples, from ``hits`` ``[n, 2]`` of each person."""
-    columns = {"identification": hits.mean(axis=1), "forward": hits[:, 0], "backward": hits[:, 1]}
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=n_resamples)
-    samples = {name: counts @ values / len(hits) for name, values in columns.items()}
-    metrics = {name: float(values.mean()) for name, values in columns.items()}
-    runs = [RunResult("all", metrics)]
-    return method_result(title, head, kind, runs, samples, representation=representation), samples
+def z_score(features: np.ndarray, n: int) -> np.ndarray:
+    """Each feature z-scored over the people of each run; the first ``n`` rows are the first runs.
+
+    A feature in which no one differs (by more than the rounding of float32) becomes 0.
+    """
+    parts = []
+    for part in (features[:n], features[n:]):
+        sd, size = part.std(axis=0), np.abs(part).max(axis=0)
+        centred = part - part.mean(axis=0)
+        parts.append(
+            np.divide(centred, sd, out=np.zeros_like(centred), where=sd > _ROUNDING * size)
+        )
+    return np.concatenate(parts)
+
+
+def score_hits(
+    forward: np.ndarray, backward: np.ndarray, clusters: np.ndarray
+) -> dict[str, ScoredRun]:
+    """Who was identified, as predictions whose accuracy is the rate: both ways, and either alone.
+
+    ``forward`` and ``backward`` ``[n]`` are whom each person was matched to.
+    """
+    n = len(forward)
+    hits = {
+        "identification": np.r_[forward, backward] == np.tile(np.arange(n), 2),
+        "forward": forward == np.arange(n),
+        "backward": backward == np.arange(n),
+    }
+    return {
+        name: ScoredRun(
+            np.zeros(len(hit), dtype=int),
+            np.stack([hit, ~hit], axis=1).astype(float),
+            np.tile(clusters, len(hit) // n),
+        )
+        for name, hit in hits.items()
+    }

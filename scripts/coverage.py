@@ -22,6 +22,7 @@ from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from downstream_tasks.main_fingerprint import identify, score_hits
 from downstream_tasks.report.markdown import METRIC_TITLES, markdown_table
 from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
@@ -150,6 +151,30 @@ def families(strengths: tuple[float, float], n: int) -> Draw:
     return draw
 
 
+def fingerprints(signals: tuple[float, float], n: int, n_features: int = 60) -> Draw:
+    """People who are identified among n by features of two runs; many: as many groups as fit."""
+
+    def draw(rng: np.random.Generator, many: int | None) -> Predictors:
+        n_groups = max(1, (many or n) // n)
+        parts: list[list[ScoredRun]] = [[], []]
+        for group in range(n_groups):
+            person, *noise = rng.normal(size=(5, n, n_features))
+            for i, signal in enumerate(signals):
+                first, second = (signal * person + one for one in noise[2 * i : 2 * i + 2])
+                hits = score_hits(*identify(first, second), group * n + np.arange(n))
+                parts[i].append(hits["identification"])
+        joined = [
+            ScoredRun(
+                *(np.concatenate([getattr(run, name) for run in runs])
+                  for name in ("y", "scores", "clusters"))
+            )
+            for runs in parts
+        ]  # fmt: skip
+        return joined[0], joined[1]
+
+    return draw
+
+
 def _two_classes(y: np.ndarray, log_odds: np.ndarray, clusters: np.ndarray) -> ScoredRun:
     p = expit(log_odds)
     return ScoredRun(y, np.stack([1 - p, p], axis=1), clusters)
@@ -172,6 +197,10 @@ SETTINGS = (
             ("near the ceiling", (2.8, 2.8)),
             ("near the ceiling and good", (2.8, 1.8)),
         )
+    ),
+    *(
+        Setting(f"33 people identified, {name}", fingerprints(signals, 33), 33, ("accuracy",))
+        for name, signals in (("few", (0.4, 0.4)), ("most", (0.8, 0.6)), ("nearly all", (1.0, 1.0)))
     ),
     Setting("60 people of 30 families", families((1.2, 1.2), 60), 60, CLASSES),
     *(

@@ -110,6 +110,12 @@ class Cohort:
             )
         return self.table[name].to_numpy()
 
+    @property
+    def unit_groups(self) -> np.ndarray:
+        """Group of each scored unit: what was sampled together."""
+        first = self.examples.drop_duplicates("unit").sort_values("unit")
+        return first["group"].to_numpy(str)
+
     def unit_mean(
         self, values: np.ndarray, examples: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from downstream_tasks.report.comparisons import PICKED, UNTRAINED, best_baseline
 from downstream_tasks.report.results import MethodResult, Results
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.paired import verdict
 
 _SAME = 1e-9  # an SD below it is rounding: a head without a random start, on one split
 
@@ -91,8 +93,9 @@ def _in_its_own_unit(results: Results) -> Results:
 def _result_columns(results: Results) -> tuple[list[str], list[list[str]]]:
     metric, fc = results.main_metric, results.fc
     shown = [metric, *(m for m in results.metrics if m != metric)]
-    with_fc = any(results.comparison(row, fc) for row in results.rows)
-    with_test = with_fc and results.resampled_splits
+    against_fc = [results.comparison(row, fc) for row in results.rows]
+    with_fc = any(against_fc)
+    with_test = any(c is not None and not _undefined(c.p) for c in against_fc)
     header = ["Method", "Head", METRIC_TITLES[metric], "95 % interval"]
     header += [METRIC_TITLES[m] for m in shown[1:]]
     header += ["Difference from FC"] if with_fc else []
@@ -137,17 +140,19 @@ def _describe_data(results: Results) -> str:
 
 
 def _legend(results: Results) -> str:
-    text = (
-        "Mean over runs (SD where they differ). The interval is a bootstrap over people: what "
-        "other people of this population might give, not what other training people would."
-    )
+    text = "Mean over runs (SD where they differ). The interval is over people (families, sites): "
+    if results.resampled_splits:
+        text += "what other splits of such people might give (corrected for the people they share)."
+    else:
+        text += "what other test people might give, not what other training people would."
     if results.comparisons:
         text += (
-            f" Difference from FC: in {METRIC_TITLES[results.main_metric]}, with its paired "
-            "bootstrap interval."
+            f" Difference from FC: in {METRIC_TITLES[results.main_metric]}, paired over the same "
+            "people, with its interval."
         )
-    if results.resampled_splits:
-        text += " p: corrected resampled t-test over the runs."
+    tests = dict.fromkeys(c.test.split(", ")[0] for c in results.comparisons if c.test)
+    if tests:
+        text += f" p: {', '.join(tests)}."
     if any(_undefined(value) for row in results.rows for value in row.mean.values()):
         text += " n/a: not defined, such as the correlation of a constant."
     return text
@@ -168,38 +173,45 @@ def _notes(results: Results) -> str:
 
 def _verdict(results: Results) -> str:
     """Whether the model beats everything that needs no pretraining, and FC, cautiously."""
-    metric, model = results.main_metric, results.model
-    name, sign = METRIC_TITLES[metric], -1 if metric in LOWER_IS_BETTER else 1
-    baselines = [
-        row for row in results.rows if row.kind == "baseline" and not _undefined(row.mean[metric])
-    ]
-    if model is None or not baselines or _undefined(model.mean[metric]):
+    model, best = results.model, best_baseline(results.rows, results.main_metric)
+    if model is None or best is None or _undefined(model.mean[results.main_metric]):
         return ""
-    best = max(baselines, key=lambda row: sign * row.mean[metric])
-    difference = model.mean[metric] - best.mean[metric]
-    gain, sentences = sign * difference, []
-    versus = results.comparison(model, results.fc)
-    if versus is None or best is not results.fc:  # of FC itself there is the paired interval
-        place = "ahead of" if gain > 0 else "behind" if gain < 0 else "level with"
-        sentences.append(
-            f"The model is **{place} the best row without a trained encoder**, {best.name} "
-            f"({best.head}): {name} {model.mean[metric]:.3f} against "
-            f"{best.mean[metric]:.3f}, a difference of {difference:+.3f}. It has no interval "
-            "of its own: read it beside those of the two rows."
-        )
-    if versus is not None and not any(map(_undefined, versus.interval)):
-        low, high = sorted(sign * bound for bound in versus.interval)
-        finding = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-        fc = "plain functional connectivity"
-        if results.unit == "event":
-            fc = "connectivity within the event's patch"
-        if best is results.fc:
-            fc += ", the best row without a trained encoder"
-        sentences.append(
-            f"On these people the model is **{finding}** {fc} ({name} {versus.difference:+.3f}, "
-            f"{interval_text(versus.interval)}, paired)."
-        )
-    return " ".join(sentences)
+    untrained = next((row for row in results.rows if row.representation == UNTRAINED), None)
+    fc_name = "plain functional connectivity"
+    if results.unit == "event":
+        fc_name = "connectivity within the event's patch"
+    named = [(results.fc, fc_name), (untrained, "its untrained copy"), (best, best.label)]
+    sentences = {}
+    for row, name in named:
+        if row is not None and row.label not in sentences:
+            name += ", the best row without a trained encoder" if row is best else ""
+            sentences[row.label] = _finding(results, model, row, name)
+    return " ".join(filter(None, sentences.values()))
+
+
+def _finding(results: Results, model: MethodResult, row: MethodResult, name: str) -> str:
+    """A sentence about the model beside ``row``, no stronger than their comparison."""
+    metric = results.main_metric
+    versus = results.comparison(model, row)
+    if versus is None:
+        return ""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    finding = {
+        "above": "better than" if sign > 0 else "worse than",
+        "below": "worse than" if sign > 0 else "better than",
+        "not told apart": "not told apart from",
+        "borderline": "on the border of being told apart from",
+    }[verdict(versus.interval, versus.p)]
+    numbers = f"{METRIC_TITLES[metric]} {versus.difference:+.3f}"
+    numbers += f", {interval_text(versus.interval)}"
+    if not _undefined(versus.p):
+        numbers += f", p {versus.p:.3f}" if versus.p >= 0.001 else ", p below .001"
+    text = f"On these people the model is **{finding}** {name} ({numbers}, paired)."
+    if finding.startswith("on the border"):
+        text += " Interval and test disagree there."
+    if PICKED in versus.test:
+        text += " That row is the best on these very people, which flatters it a little."
+    return text
 
 
 def _published(results: Results) -> str:

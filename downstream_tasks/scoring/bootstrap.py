@@ -1,20 +1,18 @@
-"""Bootstrap intervals over people, all resamples at once.
+"""Metrics under weights: many resamples, or many sets of people left out, in one go.
 
-A resample is a vector of counts over people (how often each was drawn), so a metric of a resample
-is the metric under integer sample weights. The weighted metrics below handle ``[resamples, n]``
-weights in one go; tests hold them equal to scikit-learn and scipy on the repeated examples. A
-person who was scored in several runs (seeds, resampled splits) or by several examples is drawn as a
-whole.
+A metric of a resample is the metric under integer weights (how often each example was drawn), and
+one of fewer people has weights of 0 and 1. The weighted metrics below handle ``[W, n]`` weights at
+once; tests hold them equal to scikit-learn and scipy on the repeated examples.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from downstream_tasks.scoring.calibration import CALIBRATION_METRICS, weighted_calibration
 
-_CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
+CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -30,40 +28,6 @@ class ScoredRun:
     scores: np.ndarray
     clusters: np.ndarray
     scale: float = 1.0
-
-
-def bootstrap_metrics(
-    runs: Sequence[ScoredRun], n_resamples: int = 1000, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Mean over ``runs`` of each metric in ``n_resamples`` resamples of people, ``[n_resamples]``.
-
-    The draw depends on (people, ``n_resamples``, ``seed``) only, so two methods scored on the same
-    people are resampled alike and their difference is a paired one.
-    """
-    people = np.unique(np.concatenate([np.asarray(run.clusters) for run in runs]))
-    positions = [np.searchsorted(people, run.clusters) for run in runs]
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_ELEMENTS // max(len(run.y) for run in runs))
-    collected: list[dict[str, np.ndarray]] = []
-    for start in range(0, n_resamples, chunk):
-        size = min(chunk, n_resamples - start)
-        counts = rng.multinomial(len(people), np.full(len(people), 1 / len(people)), size=size)
-        per_run = [
-            weighted_metrics(run, counts[:, position].astype(float))
-            for run, position in zip(runs, positions, strict=True)
-        ]
-        collected.append(
-            {name: np.mean([values[name] for values in per_run], axis=0) for name in per_run[0]}
-        )
-    return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
-
-
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples; NaN if the metric was undefined in over half."""
-    if np.isnan(samples).mean() > 0.5:
-        return np.nan, np.nan
-    low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def weighted_metrics(

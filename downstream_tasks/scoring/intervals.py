@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
+from downstream_tasks.scoring.bootstrap import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import resampled_standard_error
 
@@ -29,7 +29,6 @@ CORRELATIONS = ("pearson", "spearman")
 WITHOUT_INTERVAL = ("ece",)
 # Beyond so many clusters they are left out some at a time: the cost is of clusters x units.
 _MAX_GROUPS = 1000
-_CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
 _ROUNDING = 1e-12
 
 Bounds = tuple[float, float]
@@ -101,7 +100,8 @@ def summarise(runs: Sequence[ScoredRun], design: Design) -> dict[str, Bounds]:
     for metric, influence in jackknife.influence.items():
         error = float(np.sqrt((influence**2).sum()))
         varies = error > _ROUNDING
-        if (constant and not varies) or not jackknife.can_vary(metric):
+        fixed = constant and not varies and metric not in PER_UNIT  # whoever is tested
+        if fixed or not jackknife.can_vary(metric):
             bounds[metric] = (np.nan, np.nan)
             continue
         bounds[metric] = interval_of(
@@ -126,7 +126,7 @@ def _summarise_resampled(runs: Sequence[ScoredRun], design: Design) -> dict[str,
         decisions = np.inf if varies else counts.independent_decisions(metric, varies=False)
         bounds[metric] = (
             (np.nan, np.nan)
-            if constant and not varies
+            if constant and not varies and metric not in PER_UNIT
             else interval_of(metric, float(of_runs.mean()), error, len(runs) - 1, decisions)
         )
     return bounds
@@ -183,7 +183,7 @@ def leave_out_clusters(runs: Sequence[ScoredRun]) -> Jackknife:
     metrics = [metrics_of(run) for run in runs]
     estimate = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
     influence = {name: np.zeros(len(size)) for name in estimate}
-    chunk = max(1, _CHUNK_ELEMENTS // max(len(run.y) for run in runs))
+    chunk = max(1, CHUNK_ELEMENTS // max(len(run.y) for run in runs))
     for start in range(0, len(size), chunk):
         part = np.arange(start, min(start + chunk, len(size)))
         for run, position in zip(runs, positions, strict=True):

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
+from downstream_tasks.scoring.bootstrap import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.intervals import (
     CORRELATIONS,
@@ -29,7 +29,6 @@ from downstream_tasks.scoring.intervals import (
 from downstream_tasks.scoring.metrics import corrected_resampled_ttest, resampled_standard_error
 
 N_EXCHANGES = 9999
-_CHUNK_ELEMENTS = 2_000_000
 _RANKING = ("auroc", "average_precision", "spearman")
 _TIE = 1e-9  # differences closer than this are the same number, summed in another order
 
@@ -110,10 +109,10 @@ def _interval(a: Sequence[ScoredRun], b: Sequence[ScoredRun], metric: str) -> tu
     if not np.isfinite(variance) or not first.can_vary(metric):
         return difference, (np.nan, np.nan)
     if metric in SHARES:
-        # Half a decision is in doubt however much the two agree: without it, near the end of the
-        # range, the interval of few decisions is too narrow (Agresti and Min, 2005, add as much).
+        # One decision is in doubt however much the two agree (as in Agresti and Min, 2005): near
+        # the end of the range the interval of few decisions is too narrow without it.
         decisions = first.independent_decisions(metric, varies=variance > _TIE**2)
-        variance += 0.5 / (decisions + 1) ** 2
+        variance += 1 / (decisions + 1) ** 2
     df = first.degrees_of_freedom(influence)
     half = stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(variance) if variance > _TIE**2 else np.nan
     return difference, _within_range(metric, difference, half)
@@ -146,7 +145,7 @@ def exchange_test(
     joined = [_joined(first, second, metric) for first, second in zip(a, b, strict=True)]
     positions = [np.searchsorted(clusters, run.clusters) for run in a]
     observed = _difference(joined, positions, metric, np.zeros((1, len(clusters))))[0]
-    chunk = max(1, _CHUNK_ELEMENTS // max(len(run.y) for run in joined))
+    chunk = max(1, CHUNK_ELEMENTS // max(len(run.y) for run in joined))
     as_large = 0
     for start in range(0, n_rows, chunk):
         rows = np.arange(start, min(start + chunk, n_rows))

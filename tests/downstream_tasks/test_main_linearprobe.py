@@ -7,7 +7,7 @@ import torch
 
 from downstream_tasks import main_linearprobe
 from downstream_tasks.config import task_from_dict
-from downstream_tasks.main_fingerprint import identify
+from downstream_tasks.main_fingerprint import Z_SCORED
 from downstream_tasks.report.results import Results
 from src.datasets.folder.writer import FolderWriter
 from src.models.vision_transformer import VisionTransformer
@@ -230,20 +230,6 @@ def test_a_checkpoint_is_needed(files, tmp_path):
 # --- fingerprinting -------------------------------------------------------------------------------
 
 
-def test_identification_by_hand():
-    rng = np.random.default_rng(0)
-    person = rng.normal(size=(6, 50))
-    common = 100 * rng.normal(size=50)  # what all share names no one, and must not drown the rest
-    first = common + person + 0.1 * rng.normal(size=(6, 50))
-    second = 3 * (common + person + 0.1 * rng.normal(size=(6, 50)))  # scale means nothing
-    forward, backward = identify(first, second)
-    np.testing.assert_array_equal(forward, np.arange(6))
-    np.testing.assert_array_equal(backward, np.arange(6))
-    forward, backward = identify(first, second[[1, 2, 0, 3, 4, 5]])
-    np.testing.assert_array_equal(forward, [2, 0, 1, 3, 4, 5])
-    np.testing.assert_array_equal(backward, [1, 2, 0, 3, 4, 5])
-
-
 def fingerprint_config(files, out, **changes):
     return config_of(
         files,
@@ -262,12 +248,26 @@ def test_fingerprinting_writes_the_same_kind_of_folder(files, tmp_path):
     assert line.mean["identification"] == pytest.approx(
         (line.mean["forward"] + line.mean["backward"]) / 2
     )
-    assert results.comparison(results.model, results.fc)
+    model = results.model
+    untrained = rows["Untrained encoder", "correlation"]
+    for reference in (results.fc, untrained):
+        versus = results.comparison(model, reference)
+        assert versus.interval[0] <= versus.difference <= versus.interval[1]
+        assert 0 < versus.p <= 1
+    # People are looked for in the pretraining by their ids here too.
+    split = pd.read_csv(files[0] / "participants.tsv", sep="\t", dtype=str)
+    in_training = split.query("split == 'train'")["participant_id"].nunique()
+    assert results.checkpoint.test_people_in_pretraining == in_training > 0
     folder = tmp_path / "small" / "fingerprint"
     predictions = pd.read_csv(folder / "predictions.tsv", sep="\t")
-    assert len(predictions) == 4 * 40
-    hits = predictions.query("method == 'FC'").eval("participant_id == forward").mean()
+    assert len(predictions) == 2 * 4 * 40
+    by_correlation = predictions.query("method == 'FC' and head == 'correlation'")
+    hits = by_correlation.eval("participant_id == forward").mean()
     assert hits == pytest.approx(rows["FC", "correlation"].mean["forward"])
+    z_scored = predictions.query("method == 'FC' and head == @Z_SCORED")
+    assert (z_scored["forward"].to_numpy() != by_correlation["forward"].to_numpy()).any()
+    found = z_scored.eval("participant_id == forward").mean()
+    assert found == pytest.approx(rows["FC", Z_SCORED].mean["forward"])
     assert "Chance" in (folder / "results.md").read_text()
 
 

@@ -1,5 +1,6 @@
 """The result folder: numbers that agree with each other, text that does not say more than them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,8 +11,10 @@ import yaml
 from downstream_tasks.cohort.examples import CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.runs import make_splits
+from downstream_tasks.cohort.splits import Split
 from downstream_tasks.config import SplitConfig, task_from_dict
 from downstream_tasks.heads.result import FittedMethod, HeadResult
+from downstream_tasks.report.comparisons import PICKED
 from downstream_tasks.report.markdown import (
     interval_text,
     markdown_table,
@@ -25,6 +28,7 @@ from downstream_tasks.report.results import (
     Results,
     without_nan,
 )
+from downstream_tasks.report.rows import score_rows
 from downstream_tasks.report.write import write_report
 from downstream_tasks.scoring.metrics import classification_metrics, regression_metrics
 from tests.downstream_tasks.conftest import make_cohort
@@ -134,8 +138,9 @@ def versus_fc(results):
 
 def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
     same = versus_fc(two_class_report(tmp_path / "a", first_seed=100)[3])
-    assert same.interval == (0, 0)  # the scores of FC: in each resample of people the same
-    assert np.isnan(same.p)  # one split: seeds alone say nothing about people
+    low, high = same.interval  # the scores of FC: 20 people who agree are no certainty
+    assert low < same.difference == 0 < high
+    assert (same.p, same.test) == (1, "paired permutation")
     assert "not told apart from" in (tmp_path / "a" / "results.md").read_text()
     better = two_class_report(tmp_path / "b", resample=True, model=4.0, fc=0.0)[3]
     versus = versus_fc(better)
@@ -149,43 +154,115 @@ def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
     assert "**worse than**" in (tmp_path / "c" / "results.md").read_text()
 
 
-def bare_results(rows, **changes):
-    """What the text needs of results; rows: (name, kind, mean, interval of the FC difference)."""
+def bare_results(rows, comparisons=(), **changes):
+    """What the text needs of results; rows: (name, kind, mean); comparisons: of the model with."""
     metric = changes.get("main_metric", "balanced_accuracy")
-    methods, comparisons = [], []
-    for name, kind, mean, versus in rows:
-        values = {metric: mean}
-        spread = ({metric: 0.0}, {metric: (0.1, 0.9)})
-        methods.append(MethodResult(name, "h", kind, values, *spread, runs=()))
-        if versus:
-            middle = sum(versus) / 2
-            comparisons.append(Comparison(f"{name} (h)", "FC (h)", metric, middle, versus))
+    spread = ({metric: 0.0}, {metric: (0.1, 0.9)})
+    methods = [MethodResult(n, "h", kind, {metric: mean}, *spread, ()) for n, kind, mean in rows]
     return Results(
         **{"task": "t", "protocol": "p", "type": "classification", "target": "y"},
         **{"unit": "event", "metrics": (metric,), "main_metric": metric} | changes,
         cohort=CohortSummary(3, 3, 3, 3),
         rows=tuple(methods),
-        comparisons=tuple(comparisons),
+        comparisons=tuple(
+            Comparison(
+                "Brain-JEPA (h)",
+                f"{name} (h)",
+                metric,
+                sum(bounds) / 2,
+                bounds,
+                p,
+                "test" if name == "FC" else PICKED,
+            )
+            for name, bounds, p in comparisons
+        ),
     )
 
 
 def test_the_verdict_is_about_the_best_row_without_a_trained_encoder():
     """Far above FC and below the raw clip is no success."""
-    rows = [("Brain-JEPA", "model", 0.9, (0.1, 0.3)), ("FC", "baseline", 0.7, None)]
-    raw = ("Raw clip (whole)", "baseline", 0.94, (0.2, 0.3))
-    control = ("Brain-JEPA, frames shuffled", "control", 0.99, (0.2, 0.3))
-    text = results_markdown(bare_results([*rows, raw, control]))
-    assert "**behind the best row without a trained encoder**, Raw clip (whole) (h)" in text
-    assert "0.900 against 0.940, a difference of -0.040" in text
+    rows = [("Brain-JEPA", "model", 0.9), ("FC", "baseline", 0.7)]
+    raw, control = ("Raw clip (whole)", "baseline", 0.94), ("Brain-JEPA, held", "control", 0.99)
+    above, below = ("FC", (0.1, 0.3), 0.002), ("Raw clip (whole)", (-0.07, -0.01), 0.01)
+    text = results_markdown(bare_results([*rows, raw, control], [above, below]))
+    worse = "**worse than** Raw clip (whole) (h), the best row without a trained encoder ("
+    assert worse + "Balanced accuracy -0.040, -0.070 to -0.010, p 0.010, paired)." in text
+    assert "the best on these very people" in text
     assert "**better than** connectivity within the event's patch (" in text
-    text = results_markdown(bare_results([*rows, (*raw[:2], 0.8, raw[3])], unit="person"))
-    assert "**ahead of the best row" in text
-    assert "plain functional connectivity (" in text
-    text = results_markdown(bare_results(rows))  # FC is the best: its paired interval decides
-    assert "ahead of" not in text
-    assert "**better than** connectivity within the event's patch, the best row" in text
-    errors = [("Brain-JEPA", "model", 0.9, None), ("Mean", "baseline", 1.0, None)]
-    assert "**ahead of" in results_markdown(bare_results(errors, main_metric="mse_raw"))
+    text = results_markdown(bare_results(rows, [above], unit="person"))
+    assert "**better than** plain functional connectivity, the best row without a trained" in text
+    unclear = [("FC", (0.01, 0.3), 0.08)]
+    text = results_markdown(bare_results(rows, unclear))
+    assert "**on the border of being told apart from** connectivity" in text
+    assert "Interval and test disagree" in text
+    errors = [("Brain-JEPA", "model", 0.9), ("FC", "baseline", 1.0)]
+    lower = [("FC", (-0.2, -0.05), 0.001)]
+    assert "**better than**" in results_markdown(bare_results(errors, lower, main_metric="mse_raw"))
+
+
+def test_the_model_is_compared_with_fc_its_untrained_copy_and_the_best_baseline():
+    rng = np.random.default_rng(0)
+    cohort = make_cohort(np.arange(100) % 2, classes=("F", "M"))
+    config = config_of()
+    problems = problems_of(cohort, config)
+
+    def method(name, kind, strength, representation, head="LARS"):
+        scores = [HeadResult(noisy_scores(cohort, strength, int(rng.integers(99))), {})] * 3
+        return FittedMethod(name, head, kind, scores, representation)
+
+    methods = [
+        method("Brain-JEPA", "model", 2.0, "model"),
+        method("FC", "baseline", 1.0, "fc", "logistic"),
+        method("Untrained encoder", "baseline", 0.5, "random_weights"),
+        method("Raw clip", "baseline", 3.0, "raw_clip"),
+    ]
+    rows, comparisons = score_rows(cohort, problems, methods, config)
+    found = {(c.method, c.reference): c for c in comparisons}
+    model = "Brain-JEPA (LARS)"
+    best = found[model, "Raw clip (LARS)"]
+    assert "picked as the best on these test people" in best.test
+    assert {reference for method, reference in found if method == model} == {
+        "FC (logistic)", "Untrained encoder (LARS)", "Raw clip (LARS)",
+    }  # fmt: skip
+    assert {method for method, reference in found if reference == "FC (logistic)"} == {
+        model, "Untrained encoder (LARS)", "Raw clip (LARS)",
+    }  # fmt: skip
+    metric = "balanced_accuracy"
+    assert best.difference == pytest.approx(rows[0].mean[metric] - rows[3].mean[metric])
+    assert all(0 < c.p <= 1 for c in comparisons)
+
+
+def test_families_are_left_out_together():
+    """Twins who are alike in everything count once: as wide an interval as of one of each."""
+    y = np.repeat(np.arange(60) % 2, 2)
+    cohort = make_cohort(y, classes=("F", "M"))
+    twins = dataclasses.replace(
+        cohort, examples=cohort.examples.assign(group=np.repeat([f"f{i}" for i in range(60)], 2))
+    )
+    p = np.repeat(np.random.default_rng(0).random(60), 2)
+    method = [FittedMethod("Brain-JEPA", "h", "model", [HeadResult(np.stack([1 - p, p], 1), {})])]
+    config = config_of()
+    split = Split(np.arange(40), np.arange(40, 60), np.arange(60, 120))
+    widths = []
+    for one in (cohort, twins):
+        problem = Problem(one, split, make_target(one, split), config.metric, 0)
+        rows, _ = score_rows(one, [problem], method, config)
+        widths.append(np.ptp(rows[0].interval["balanced_accuracy"]))
+    assert widths[1] == pytest.approx(np.sqrt(2) * widths[0], rel=0.1)
+
+
+def test_a_head_that_calls_everyone_the_same_is_said_to(tmp_path):
+    cohort = make_cohort(np.arange(100) % 2, classes=("F", "M"))
+    config = config_of()
+    problems = problems_of(cohort, config)
+    p = 0.4 * np.random.default_rng(0).random(100)
+    results = [HeadResult(np.stack([1 - p, p], axis=1), {})] * 3
+    rows = [FittedMethod("Brain-JEPA", "h", "model", results)]
+    report = write_report(tmp_path, config, cohort, problems, rows, CheckpointInfo())
+    assert report.rows[0].notes == ("predicts F for everyone in 3 of 3 runs",)
+    low, high = report.rows[0].interval["balanced_accuracy"]
+    assert low < 0.4 < 0.6 < high
+    assert "predicts F for everyone" in (tmp_path / "results.md").read_text()
 
 
 def test_markdown_names_everyone_and_the_published_number(tmp_path):

@@ -1,16 +1,11 @@
-"""Metrics, bootstrap over people, corrected t-test: against scikit-learn, scipy and by hand."""
+"""Metrics, plain and under weights, corrected t-test: against scikit-learn, scipy and by hand."""
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as skm
 
-from downstream_tasks.scoring.bootstrap import (
-    ScoredRun,
-    bootstrap_metrics,
-    interval,
-    weighted_metrics,
-)
+from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.metrics import (
     classification_metrics,
     confusion_matrix,
@@ -95,51 +90,6 @@ def test_weighted_regression_equals_scipy_on_repeated_examples(rng):
     for i, w in enumerate(weights):
         expected = regression_metrics(np.repeat(y, w), np.repeat(guess, w), 3.0)
         assert {k: v[i] for k, v in result.items()} == pytest.approx(expected)
-
-
-def test_constant_prediction_has_no_correlation_in_the_bootstrap(rng):
-    run = ScoredRun(rng.normal(size=20), np.full(20, 0.1), np.arange(20))
-    samples = bootstrap_metrics([run], 50)["pearson"]
-    assert np.isnan(samples).all()
-    assert np.isnan(interval(samples)).all()
-
-
-def test_bootstrap_draws_people_as_a_whole(rng):
-    # 10 people with 20 equal examples each: the spread is that of 10 people, not of 200 examples.
-    correct = np.repeat(rng.integers(0, 2, 10), 20)
-    p = np.where(correct[:, None] == 1, [0.9, 0.1], [0.1, 0.9])
-    run = ScoredRun(np.zeros(200, int), p, np.repeat(np.arange(10), 20))
-    samples = bootstrap_metrics([run], 2000)["accuracy"]
-    rate = correct.mean()
-    assert samples.std() == pytest.approx(np.sqrt(rate * (1 - rate) / 10), rel=0.1)
-
-
-def test_bootstrap_interval_covers_a_known_value():
-    inside = 0
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        guess = rng.random((80, 1)) < 0.7
-        run = ScoredRun(np.ones(80, int), np.hstack([1 - guess, guess]), np.arange(80))
-        low, high = interval(bootstrap_metrics([run], 400, seed)["accuracy"])
-        inside += low <= 0.7 <= high
-    assert 88 <= inside <= 99
-
-
-def test_an_interval_leaves_out_as_much_on_either_side():
-    assert interval(np.arange(1001.0)) == pytest.approx((25, 975))
-    assert interval(np.arange(1001.0), level=0.5) == pytest.approx((250, 750))
-
-
-def test_bootstrap_is_paired_and_averages_over_runs(rng):
-    people = np.array([f"sub-{i}" for i in range(30)])
-    first, second = (
-        ScoredRun(y := rng.normal(size=n), y + rng.normal(size=n), people[:n]) for n in (30, 20)
-    )
-    both = bootstrap_metrics([first, second], 20, seed=3)
-    again = bootstrap_metrics([first, second], 20, seed=3)
-    np.testing.assert_array_equal(both["mse"], again["mse"])
-    doubled = bootstrap_metrics([first, first], 20, seed=3)
-    np.testing.assert_allclose(doubled["mse"], bootstrap_metrics([first], 20, seed=3)["mse"])
 
 
 def test_mean_sd():

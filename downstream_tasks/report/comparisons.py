@@ -1,0 +1,84 @@
+"""Which rows of a table are compared with which, paired over the same test people."""
+
+from collections.abc import Mapping, Sequence
+
+from downstream_tasks.report.results import FC_NAME, Comparison, MethodResult
+from downstream_tasks.scoring.bootstrap import ScoredRun
+from downstream_tasks.scoring.design import Design
+from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.paired import compare
+
+UNTRAINED = "random_weights"  # in the registry of features
+CHANCE = "chance"
+# The best row is picked by the very numbers that it is compared by, so it looks better than it is.
+PICKED = "reference picked as the best on these test people"
+
+Runs = Mapping[str, Sequence[ScoredRun]]  # test predictions of each row, by its label
+
+
+def compare_rows(
+    rows: Sequence[MethodResult],
+    runs: Runs,
+    metric: str,
+    design: Design,
+    *,
+    n_exchanges: int,
+    scored_as: str | None = None,
+) -> tuple[Comparison, ...]:
+    """Every row against FC, and the model against its untrained copy and the best baseline.
+
+    ``scored_as`` is the name of ``metric`` in the scores, if it differs. What is compared with the
+    best baseline says so in ``test``: that baseline was picked on the people it is compared on.
+    """
+    comparisons = []
+    for method, reference, note in _pairs(rows, metric):
+        found = compare(
+            runs[method.label],
+            runs[reference.label],
+            scored_as or metric,
+            design,
+            n_exchanges=n_exchanges,
+        )
+        test = ", ".join(filter(None, (found.test, note)))
+        comparisons.append(
+            Comparison(
+                method.label,
+                reference.label,
+                metric,
+                found.difference,
+                found.interval,
+                found.p,
+                test,
+            )
+        )
+    return tuple(comparisons)
+
+
+def best_baseline(rows: Sequence[MethodResult], metric: str) -> MethodResult | None:
+    """The best row without a trained encoder."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    defined = [r for r in rows if r.kind == "baseline" and r.mean[metric] == r.mean[metric]]
+    return max(defined, key=lambda row: sign * row.mean[metric], default=None)
+
+
+def _pairs(
+    rows: Sequence[MethodResult], metric: str
+) -> list[tuple[MethodResult, MethodResult, str]]:
+    """Pairs of a row and its reference, each once, and what is to be said of the reference."""
+    pairs: dict[tuple[str, str], tuple[MethodResult, MethodResult, str]] = {}
+
+    def add(method: MethodResult, reference: MethodResult | None, note: str = "") -> None:
+        if reference is not None and method is not reference:
+            pairs.setdefault((method.label, reference.label), (method, reference, note))
+
+    compared = [row for row in rows if row.representation != CHANCE]
+    fc = next((row for row in compared if row.name == FC_NAME), None)
+    best = best_baseline(compared, metric)
+    for row in compared:
+        add(row, fc)
+        if row.kind == "model":
+            untrained = [r for r in compared if r.representation == UNTRAINED]
+            alike = [r for r in untrained if r.head == row.head] or untrained
+            add(row, alike[0] if alike else None)
+            add(row, best, PICKED)
+    return list(pairs.values())
