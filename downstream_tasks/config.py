@@ -40,6 +40,10 @@ Labels = Annotated[
         lambda labels: all(type(label) in (str, int, float) for label in labels),
     ),
 ]
+TrainSize = Annotated[
+    float,
+    Limit("shares up to 1.0 or numbers of people", lambda x: 0 < x <= 1 or x == int(x) > 1),
+]
 BelowOne = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
 
 TASK_FOLDER = Path("configs/downstream")
@@ -57,6 +61,9 @@ class DataConfig:
     target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
     type: Literal["classification", "regression"] = "classification"
     classes: Labels = ()  # labels in class order, the second is "positive"; empty: sorted
+    time: str = ""  # column: from the scan to the event, or to the last visit without it
+    event: str = ""  # column: whether the event was seen, 1 or 0
+    horizon: Positive | None = None  # in the unit of time; target: event by then, or none
     nb_classes: Count | None = None  # their number, checked against the data
     ignore_labels: Labels = ()  # people with these labels are left out
     unit: Literal["person", "run", "event"] = "person"  # what gets one score
@@ -148,6 +155,9 @@ class EvaluationConfig:
     # that is run, so that fine_tune trains one network for each. frozen: features of the frozen
     # encoder and logistic or ridge regression, which costs a pass. none: left out.
     controls: Literal["same", "frozen", "none"] = "same"
+    n_permutations: Natural = 0  # of the labels, everything fitted again; 0: no permutation test
+    train_sizes: tuple[TrainSize, ...] = ()  # learning curve: 20 people, 0.5 or 1.0 of them
+    train_draws: Count = 5  # nested sets of training people of these sizes
     encoder_batch_size: Count = 16  # clips per frozen forward pass
     bfloat16: bool = False  # in frozen forward passes, where the device has it
 
@@ -368,6 +378,16 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
     yield Relation(
         data.nb_classes is None or data.nb_classes >= fewest, "data.nb_classes", f">= {fewest}"
     )
+    for key in ("time", "event"):
+        yield Relation(
+            bool(getattr(data, key)) == (data.horizon is not None),
+            f"data.{key}",
+            "a column beside data.horizon, empty without it",
+        )
+    two_classes = data.type == "classification" and len(data.classes) in (0, 2)
+    yield Relation(
+        data.horizon is None or two_classes, "data.horizon", "unset but for two data.classes"
+    )
     given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
     first, last = (given[0], given[-1]) if given else ("", "stride")
     yield Relation(len(given) < 2, f"data.{last}", f"unset beside {first}")
@@ -412,6 +432,18 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         "evaluation.baselines",
         f"{' and '.join(fitted)} with training people, whom fingerprint does not have",
     )
+    evaluation, n_runs = config.evaluation, config.evaluation.num_seed
+    frozen = config.protocol not in ("fine_tune", "fingerprint")
+    for key, off, sets in (
+        ("n_permutations", "0", evaluation.n_permutations),
+        ("train_sizes", "empty", len(evaluation.train_sizes) * evaluation.train_draws),
+    ):
+        why = "which fits nothing"
+        if config.protocol == "fine_tune":
+            why = f"which would train {sets} x {n_runs} networks; a frozen protocol fits heads only"
+        yield Relation(
+            frozen or not sets, f"evaluation.{key}", f"{off} with {config.protocol}, {why}"
+        )
     for name in ("fine_tune", "linear_probe", "attentive_probe"):
         section = getattr(config, name)
         yield Relation(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from downstream_tasks.cohort.clips import ExampleClips, task_clip_input
 from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target, study_design
-from downstream_tasks.cohort.runs import make_splits, split_notes, stored_splits
+from downstream_tasks.cohort.runs import RunSplit, make_splits, split_notes, stored_splits
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.report.results import CheckpointInfo
 from downstream_tasks.scoring.design import Design
@@ -125,17 +125,7 @@ def prepare(
     test_people = {person for run in runs for person in cohort.people[run.split.test]}
     _check_unseen(pretrained, test_people)
     seen = people_of_pretraining(pretrained, test_people)
-    problems = [
-        Problem(
-            cohort,
-            run.split,
-            make_target(cohort, run.split, config.data.label_normalization),
-            config.metric,
-            run.seed,
-            run.fold,
-        )
-        for run in runs
-    ]
+    problems = pose_problems(config, cohort, runs)
     counts = {part: len(set(cohort.people[m])) for part, m in runs[0].split.parts().items()}
     logger.info(
         "%s: %d people, %d scored %ss; train %d, valid %d, test %d",
@@ -156,6 +146,30 @@ def prepare(
     pretrained_on = None if seen is None else len(seen)
     notes = split_notes(cohort, config.split, runs)
     return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes)
+
+
+def pose_problems(
+    config: DownstreamConfig, cohort: Cohort, runs: Sequence[RunSplit] | None = None
+) -> list[Problem]:
+    """One problem for each of ``runs``; by default for splits made as the task says, not written.
+
+    Raises:
+        UserError: as :func:`make_splits` and :func:`make_target`.
+    """
+    if runs is None:
+        validation = config.needs_validation
+        runs = make_splits(cohort, config.split, config.seeds, validation=validation)
+    return [
+        Problem(
+            cohort,
+            run.split,
+            make_target(cohort, run.split, config.data.label_normalization),
+            config.metric,
+            run.seed,
+            run.fold,
+        )
+        for run in runs
+    ]
 
 
 def describe_checkpoint(

@@ -4,7 +4,8 @@ The encoder runs once over the clips; every head, seed and setting is fitted on 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from downstream_tasks.cohort.problem import Problem
-from downstream_tasks.comparison import baseline_rows, no_features_row
+from downstream_tasks.comparison import baseline_rows, no_features_row, plain_head
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, prepare
 from downstream_tasks.features.encode import weights_digest
@@ -26,6 +27,8 @@ from downstream_tasks.heads.result import FittedMethod, HeadResult, LinearMap
 from downstream_tasks.main_fingerprint import run_fingerprint
 from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
+from downstream_tasks.studies.methods import Method
+from downstream_tasks.studies.run import run_studies
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import setup_logging
@@ -70,27 +73,62 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             notes=evaluation.notes,
         )
 
-    results = [fit_encoded(representations, "model", problem) for problem in problems]
+    results = list(map(encoded_fit(representations, "model"), problems))
     for stale in config.output_dir.glob(_HEAD_FILE.format("*")):
         stale.unlink()  # of seeds that this run does not have, or of another encoder
     about = describe_head(representations)
     for problem, result in zip(problems, results, strict=True):
         save_head(_head_path(config, problem), result, about)
+    methods = study_methods(representations, head)  # before the rows, which let go of features
     if config.protocol == "attentive_probe":  # raw baselines have no tokens to attend to
         others = baseline_rows(
             representations,
             problems,
             encoded_head=head,
-            encoded_fit=lambda name, problem: fit_encoded(representations, name, problem),
+            encoded_fit=lambda name, problem: encoded_fit(representations, name)(problem),
         )
     else:
         others = baseline_rows(
             representations, problems, lambda x, problem: fit_features(config, x, problem), head
         )
     rows = [FittedMethod(MODEL_NAME, head, "model", results, "model"), *others]
+    studies = run_studies(config, problems, rows, *methods)
     return write_report(
-        config.output_dir, config, cohort, problems, rows, checkpoint, notes=evaluation.notes
+        config.output_dir,
+        config,
+        cohort,
+        problems,
+        rows,
+        checkpoint,
+        notes=evaluation.notes,
+        permutations=studies.permutations,
+        curve=studies.curve,
     )
+
+
+def study_methods(representations: Representations, head: str) -> tuple[list[Method], list[Method]]:
+    """What a permutation test is made of, and what learning curves are drawn of.
+
+    The first are the model and FC with the head that it gets in any case; the curves have the
+    untrained encoder as well, and FC with the model's head.
+    """
+    config = representations.config
+    if not (config.evaluation.n_permutations or config.evaluation.train_sizes):
+        return [], []
+    baselines, plain = config.baselines, plain_head(config)
+    model = Method(MODEL_NAME, head, encoded_fit(representations, "model"))
+    tested, compared = [model], [model]
+    if "fc" in baselines:
+        features, title = representations.features("fc"), representations.title("fc")
+        fc = Method(title, plain, partial(fit_head, plain, features, config=config.heads))
+        tested.append(fc)
+        compared.append(fc)
+        if config.protocol != "attentive_probe" and head != plain:
+            compared.append(Method(title, head, partial(fit_features, config, features)))
+    if "random_weights" in baselines:
+        title = representations.title("random_weights")
+        compared.append(Method(title, head, encoded_fit(representations, "random_weights")))
+    return tested, compared
 
 
 def fit_features(config: DownstreamConfig, features: np.ndarray, problem: Problem) -> HeadResult:
@@ -100,18 +138,23 @@ def fit_features(config: DownstreamConfig, features: np.ndarray, problem: Proble
     return fit_head(config.protocol, features, problem, config.heads)
 
 
-def fit_encoded(representations: Representations, name: str, problem: Problem) -> HeadResult:
+def encoded_fit(representations: Representations, name: str) -> Callable[[Problem], HeadResult]:
     """The protocol's head on a representation of the encoder: ``model``, or a baseline's name."""
     config = representations.config
     if config.protocol != "attentive_probe":
-        return fit_features(config, representations.features(name), problem)
-    return attentive_probe(
-        representations.encoded(name, "token"),
-        representations.clips.example_of_item,
-        problem,
-        config.attentive_probe,
-        representations.device,
-    )
+        return partial(fit_features, config, representations.features(name))
+    tokens = representations.encoded(name, "token")
+
+    def fit(problem: Problem) -> HeadResult:
+        return attentive_probe(
+            tokens,
+            representations.clips.example_of_item,
+            problem,
+            config.attentive_probe,
+            representations.device,
+        )
+
+    return fit
 
 
 # --- stored heads --------------------------------------------------------------------------------

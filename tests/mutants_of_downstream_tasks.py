@@ -946,4 +946,47 @@ ROWS = [
         "tests/test_imports.py::test_src_and_the_downstream_tasks_meet_at_the_published_side_of_src",
         "the downstream tasks do not import the training",
     ),
+    # --- studies ----------------------------------------------------------------------------------
+    (
+        "downstream_tasks/studies/permutation.py",
+        "size = np.bincount(group)[group]",
+        "group, size = np.arange(len(group)), np.ones(len(group), int)",
+        "tests/downstream_tasks/studies/test_permutation.py::test_families_change_places_with_families_of_their_size",
+        "whole families change places",
+    ),
+    (
+        "downstream_tasks/studies/permutation.py",
+        "(1 + as_good) / (1 + len(null))",
+        "as_good / len(null)",
+        "tests/downstream_tasks/studies/test_permutation.py::test_p_counts_ties_and_itself",
+        "the real labels are one of the arrangements",
+    ),
+    (
+        "downstream_tasks/studies/run.py",
+        "lambda cohort: pose_problems(config, cohort),",
+        "lambda cohort: [Problem(cohort, p.split, p.target, p.metric, p.seed) for p in problems],",
+        "tests/downstream_tasks/studies/test_run.py::test_new_labels_get_new_splits",
+        "the splits of permuted labels are stratified by these",
+    ),
+    (
+        "downstream_tasks/studies/learning_curve.py",
+        "key[members[:_PER_CLASS]] -= 1",
+        "pass",
+        "tests/downstream_tasks/studies/test_learning_curve.py::test_few_people_hold_two_of_a_rare_class",
+        "few-shot sets hold two of each class",
+    ),
+    (
+        "downstream_tasks/studies/learning_curve.py",
+        "target=make_target(problem.cohort, split))",
+        "target=problem.target)",
+        "tests/downstream_tasks/studies/test_learning_curve.py::test_targets_are_normalised_on_the_people_of_the_subset",
+        "the target is normalised on the people of the subset",
+    ),
+    (
+        "downstream_tasks/cohort/horizon.py",
+        "lost = ~happened & (time < config.horizon)",
+        "lost = ~happened & (time < 0)",
+        "tests/downstream_tasks/cohort/test_horizon.py::test_who_is_a_case_by_hand",
+        "who was lost before the horizon has no class",
+    ),
 ]

@@ -7,13 +7,14 @@ one score: a person (mean over their runs), a run, or an event.
 import csv
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from downstream_tasks.cohort.horizon import HORIZON_CLASSES, label_by_horizon
 from downstream_tasks.config import DataConfig
 from src.datasets.clip_input import ClipInput
 from src.datasets.folder import DataFolder
@@ -187,6 +188,9 @@ def load_cohort(
         )
     else:
         table = runs
+    if config.horizon is not None:
+        table, lost = label_by_horizon(table, config, where)
+        config, dropped = replace(config, classes=config.classes or HORIZON_CLASSES), dropped | lost
     if config.target not in table:
         raise UserError(
             f"{where} has no target column '{config.target}'."

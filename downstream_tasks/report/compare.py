@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from downstream_tasks.report.markdown import (
+from downstream_tasks.report.cells import (
     METRIC_TITLES,
     interval_text,
     markdown_table,

@@ -11,6 +11,8 @@ from sklearn.metrics import roc_curve
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.heads.result import FittedMethod, HeadResult
+from downstream_tasks.report.reliability import draw_reliability
+from downstream_tasks.scoring.calibration import reliability_curve
 from downstream_tasks.scoring.metrics import confusion_matrix
 from src.utils.curves import save_figure
 
@@ -26,12 +28,13 @@ def draw_results(
     """Draw the first row, and what it is compared with, on the test people of all runs."""
     model = rows[0]
     curves = [result.history for result in model.results if result.history]
-    panels = 1 + cohort.is_classification + bool(curves)
+    panels = 1 + 2 * cohort.is_classification + bool(curves)
     figure = Figure(figsize=(4.2 * panels, 4), dpi=150, layout="constrained")
     axes = iter(figure.subplots(1, panels, squeeze=False)[0])
     if cohort.is_classification:
         _draw_roc(next(axes), cohort, problems, rows)
         _draw_confusion(next(axes), cohort, problems, model)
+        _draw_reliability(next(axes), cohort, problems, rows)
     else:
         _draw_scatter(next(axes), cohort, problems, model)
     if curves:
@@ -93,6 +96,20 @@ def _draw_confusion(
     axes.set_xticks(ticks, cohort.classes)
     axes.set_yticks(ticks, cohort.classes)
     axes.set(xlabel="predicted", ylabel="true", title=f"{model.name}: share of each true class")
+
+
+def _draw_reliability(
+    axes: Axes, cohort: Cohort, problems: Sequence[Problem], rows: Sequence[FittedMethod]
+) -> None:
+    """Of the model, and of functional connectivity beside it."""
+    shown = [rows[0], *(row for row in rows[1:] if row.representation == "fc")][:2]
+    curves = []
+    for row in shown:
+        units = [_test_units(cohort, p, r) for p, r in zip(problems, row.results, strict=True)]
+        y, scores = map(np.concatenate, zip(*units, strict=True))
+        curves.append((f"{row.name}, {row.head}", reliability_curve(y, scores)))
+    event = f"probability of {cohort.classes[1]}"
+    draw_reliability(axes, curves, event if len(cohort.classes) == 2 else "class called", _COLORS)
 
 
 def _draw_scatter(

@@ -1,36 +1,20 @@
 """``results.md``: the table of a result folder in words and numbers."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
+from downstream_tasks.report.cells import (
+    METRIC_TITLES,
+    interval_text,
+    markdown_table,
+    mean_sd_text,
+)
+from downstream_tasks.report.cells import undefined as _undefined
 from downstream_tasks.report.comparisons import PICKED, UNTRAINED, best_baseline
 from downstream_tasks.report.results import MethodResult, Results
+from downstream_tasks.report.studies import curve_text, permutation_text
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from downstream_tasks.scoring.paired import verdict
-
-_SAME = 1e-9  # an SD below it is rounding: a head without a random start, on one split
-
-METRIC_TITLES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "f1_macro": "Macro F1",
-    "f1": "F1",
-    "auroc": "AUROC",
-    "average_precision": "Average precision",
-    "brier": "Brier score",
-    "ece": "Calibration error (ECE)",
-    "mse": "MSE (z)",
-    "mae": "MAE (z)",
-    "r2": "R2",
-    "pearson": "Pearson r",
-    "spearman": "Spearman r",
-    "mse_raw": "MSE",
-    "mae_raw": "MAE",
-    "identification": "Identified",
-    "forward": "Forward",
-    "backward": "Backward",
-}
 
 
 def results_markdown(results: Results) -> str:
@@ -44,34 +28,13 @@ def results_markdown(results: Results) -> str:
         _settings(results),
         _notes(results),
         _verdict(results),
+        permutation_text(results),
+        curve_text(results),
         _published(results),
         _confusion(results),
         _chosen(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A markdown table with columns wide enough to be read as text too."""
-    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
-
-    def join(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([join(header), rule, *(join(line) for line in lines)])
-
-
-def mean_sd_text(mean: float | None, sd: float | None) -> str:
-    """``0.812 (0.020)``, the SD only where runs differ; ``n/a`` where undefined."""
-    if _undefined(mean):
-        return "n/a"
-    return f"{mean:.3f}" if _undefined(sd) or sd < _SAME else f"{mean:.3f} ({sd:.3f})"
-
-
-def interval_text(bounds: Sequence[float | None]) -> str:
-    """``0.75 to 0.86``."""
-    return "n/a" if any(map(_undefined, bounds)) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
 def _in_its_own_unit(results: Results) -> Results:
@@ -258,7 +221,3 @@ def _chosen_of(row: MethodResult) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _undefined(value: float | None) -> bool:
-    return value is None or value != value

@@ -18,6 +18,7 @@ import numpy as np
 
 from downstream_tasks.cohort.examples import CohortSummary
 from downstream_tasks.features.registry import Kind
+from downstream_tasks.scoring.calibration import ReliabilityBin
 from src.utils.errors import UserError
 from src.utils.files import replacing
 
@@ -55,6 +56,7 @@ class MethodResult:
         representation: its name in the registry of features, where it has one.
         notes: what qualifies it, such as a setting at the edge of its grid.
         trained_parameters: how many were fitted, where that is known.
+        reliability: bins of the probabilities of all runs together; empty for regression.
     """
 
     name: str
@@ -67,6 +69,7 @@ class MethodResult:
     representation: str = ""
     notes: tuple[str, ...] = ()
     trained_parameters: int | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
 
     @property
     def label(self) -> str:
@@ -89,6 +92,50 @@ class Comparison:
     interval: tuple[float, float]
     p: float = math.nan
     test: str = ""
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """The score of a method among those of permuted labels (:mod:`studies.permutation`).
+
+    Attributes:
+        method: label of its row.
+        observed: mean over runs, as the null is.
+        null_mean, null_interval: mean and central 95 % of the scores of permuted labels.
+        n_arrangements: different arrangements of the labels among those drawn.
+        n_redrawn: arrangements drawn again because nothing could be fitted to them.
+    """
+
+    method: str
+    metric: str
+    observed: float
+    p: float
+    n_permutations: int
+    null_mean: float
+    null_interval: tuple[float, float]
+    n_arrangements: int
+    n_redrawn: int
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Scores of a method with one number of training people (:mod:`studies.learning_curve`).
+
+    Attributes:
+        size: as in ``evaluation.train_sizes``.
+        n_people: mean number of training people, whole families counted.
+        mean, sd, interval: mean, SD and central 95 % of the draws of training people, over all
+            runs. They say how much it matters who these are, for these test people.
+    """
+
+    name: str
+    head: str
+    size: float
+    n_people: float
+    n_draws: int
+    mean: float
+    sd: float
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -141,6 +188,8 @@ class Results:
         comparisons: paired differences between rows.
         published: the paper's numbers for this task.
         notes: what qualifies the evaluation as a whole, such as input unlike the checkpoint's.
+        permutations: tests of rows against permuted labels, if they were made.
+        learning_curve: scores in ``main_metric`` over the number of training people, likewise.
         settings: what was done, by name: normalisation, what was done to time, class weights.
     """
 
@@ -161,6 +210,8 @@ class Results:
     published: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
+    permutations: tuple[PermutationTest, ...] = ()
+    learning_curve: tuple[CurvePoint, ...] = ()
     revision: str = ""
     format: int = RESULTS_FORMAT
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, study_design
 from downstream_tasks.config import DownstreamConfig
@@ -11,6 +13,7 @@ from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.comparisons import compare_rows
 from downstream_tasks.report.results import Comparison, MethodResult, RunResult, SplitSizes
 from downstream_tasks.scoring.bootstrap import ScoredRun
+from downstream_tasks.scoring.calibration import ReliabilityBin, reliability_curve
 from downstream_tasks.scoring.intervals import Bounds, degenerate_notes, summarise
 from downstream_tasks.scoring.metrics import (
     classification_metrics,
@@ -46,6 +49,7 @@ def score_rows(
             representation=method.representation,
             notes=notes,
             trained_parameters=method.results[0].trained_parameters,
+            reliability=pooled_reliability(runs) if cohort.is_classification else (),
         )
         rows.append(row)
         runs_of[row.label] = runs
@@ -65,6 +69,7 @@ def method_result(
     representation: str = "",
     notes: tuple[str, ...] = (),
     trained_parameters: int | None = None,
+    reliability: tuple[ReliabilityBin, ...] = (),
 ) -> MethodResult:
     """A row from its runs and the interval of each metric."""
     mean, sd = mean_sd([run.metrics for run in runs])
@@ -79,6 +84,7 @@ def method_result(
         representation,
         notes,
         trained_parameters,
+        reliability,
     )
 
 
@@ -91,6 +97,12 @@ def split_sizes(cohort: Cohort, problems: Sequence[Problem]) -> tuple[SplitSizes
         )
         for problem in problems
     )
+
+
+def pooled_reliability(runs: Sequence[ScoredRun]) -> tuple[ReliabilityBin, ...]:
+    """The reliability curve of all runs together."""
+    y = np.concatenate([run.y for run in runs])
+    return tuple(reliability_curve(y, np.concatenate([run.scores for run in runs])))
 
 
 def _run_result(cohort: Cohort, problem: Problem, run: ScoredRun, result: HeadResult) -> RunResult:

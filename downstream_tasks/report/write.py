@@ -23,7 +23,14 @@ from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.heads.result import FittedMethod
 from downstream_tasks.report.figures import draw_results
 from downstream_tasks.report.markdown import results_markdown
-from downstream_tasks.report.results import RESULTS_FILE, CheckpointInfo, Results, without_nan
+from downstream_tasks.report.results import (
+    RESULTS_FILE,
+    CheckpointInfo,
+    CurvePoint,
+    PermutationTest,
+    Results,
+    without_nan,
+)
 from downstream_tasks.report.rows import score_rows, split_sizes
 from downstream_tasks.scoring.metrics import metric_names
 from src.utils.files import replacing, write_text
@@ -40,10 +47,13 @@ def write_report(
     *,
     notes: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
+    permutations: Sequence[PermutationTest] = (),
+    curve: Sequence[CurvePoint] = (),
 ) -> Results:
     """Score ``methods`` on the test people of ``problems`` and write the result folder.
 
-    ``notes`` are what qualifies the evaluation as a whole, ``settings`` what was done, by name.
+    ``notes`` are what qualifies the evaluation as a whole, ``settings`` what was done, by name;
+    ``permutations`` and ``curve`` are what studies of the methods gave.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, comparisons = score_rows(cohort, problems, methods, config)
@@ -65,6 +75,8 @@ def write_report(
         published={k: v for k, v in asdict(config.published).items() if v is not None},
         notes=tuple(notes),
         settings=dict(settings or {}),
+        permutations=tuple(permutations),
+        learning_curve=tuple(curve),
         revision=git_revision(),
     )
     write_results(folder, results, config)

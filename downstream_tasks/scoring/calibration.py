@@ -9,7 +9,7 @@ Class weights shift probabilities on purpose: a balanced head is well calibrated
 equal frequency, not for those of the cohort.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,8 @@ N_BINS = 10
 CALIBRATION_METRICS = ("brier", "ece")
 
 
-class ReliabilityBin(NamedTuple):
+@dataclass(frozen=True)
+class ReliabilityBin:
     """``n`` predictions: their mean probability, and how often the event came true."""
 
     n: int

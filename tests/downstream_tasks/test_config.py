@@ -89,6 +89,12 @@ def test_a_name_that_is_no_task():
         ({"data": {"classes": [False, True]}}, "in quotes"),
         ({"data": {"classes": ["a", "a"]}}, "each label once"),
         ({"data": {"nb_classes": 1}}, "nb_classes is 1; allowed: >= 2"),
+        ({"data": {"horizon": 365.0, "time": "days"}}, "data.event is ''; allowed: a column"),
+        ({"data": {"time": "days"}}, "data.time is 'days'; allowed: .* empty without it"),
+        (
+            {"data": {"horizon": 1.0, "time": "t", "event": "e", "classes": ["a", "b", "c"]}},
+            "data.horizon is 1.0; allowed: unset but for two data.classes",
+        ),
         ({"data": {"target_tr": 2.0, "downsample": True}}, "data.target_tr is 2.0.*downsample"),
         ({"data": {"target_tr": 0.0}}, "data.target_tr is 0.0; allowed: a finite number > 0"),
         (
@@ -98,6 +104,20 @@ def test_a_name_that_is_no_task():
         ({"evaluation": {"metric": "acuracy"}}, r"allowed: accuracy, .* Did you mean 'accuracy'\?"),
         ({"evaluation": {"metric": "mse"}}, "evaluation.metric is 'mse'"),
         ({"evaluation": {"metric": "ece"}}, "evaluation.metric is 'ece'"),
+        ({"evaluation": {"train_sizes": [1.5]}}, "allowed: a list of .*numbers of people"),
+        ({"evaluation": {"train_sizes": [0]}}, "allowed: a list of .*numbers of people"),
+        (
+            {"evaluation": {"n_permutations": 100}, "protocol": "fine_tune"},
+            "allowed: 0 with fine_tune, which would train 100 x 5 networks",
+        ),
+        (
+            {"evaluation": {"train_sizes": [5, 0.5]}, "protocol": "fine_tune"},
+            "allowed: empty with fine_tune, which would train 10 x 5 networks",
+        ),
+        (
+            {"evaluation": {"n_permutations": 100}, "protocol": "fingerprint"},
+            "allowed: 0 with fingerprint, which fits nothing",
+        ),
         ({"evaluation": {"baselines": ["majorty"]}}, r"Did you mean 'majority'\?"),
         ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch and patch_mean of events only"),
         (

@@ -89,6 +89,18 @@ def test_ignored_labels_are_left_out_and_listed(tmp_path):
     assert cohort.dropped["ignored class"] == ["s1", "s3"]
 
 
+def test_a_horizon_makes_the_classes_and_counts_who_is_left_out(tmp_path, caplog):
+    path = write(
+        tmp_path / "data",
+        people(days=[100, 400, 30, 900, 200], converted=[1, 1, 0, 0, 1]),
+    )
+    cohort = load(path, target="conversion", time="days", event="converted", horizon=365.0)
+    assert cohort.classes == ("no event", "event")
+    assert cohort.y.tolist() == [1, 0, 0, 1]
+    assert cohort.dropped == {"lost to follow-up before 365": ["s2"]}
+    assert "left out, lost to follow-up before 365: 1 (s2)" in caplog.text
+
+
 def test_runs_with_bad_rois_are_excluded_or_kept(tmp_path):
     path = write(tmp_path / "d", people(age=[20, 30, 40]), flat_runs=(1,))
     cohort = load(path, target="age", type="regression")

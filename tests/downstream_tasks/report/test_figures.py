@@ -49,7 +49,7 @@ def test_the_figure_is_about_the_test_people(draw):
     """They are told apart without a mistake, and the training people always mistaken."""
     y = np.arange(40) % 2
     guess = np.where(np.isin(np.arange(40), TEST), y, 1 - y)
-    roc, confusion = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
+    roc, confusion, _ = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
     rate = roc.lines[0].get_ydata()
     assert rate[0] == 0.0
     assert (rate[1:] == 1.0).all()
@@ -61,9 +61,20 @@ def test_confusion_is_in_shares_of_each_true_class(draw):
     """Of 15 women 9 are taken for men, and of 5 men 4."""
     y = np.r_[np.arange(20) % 2, np.zeros(15, int), np.ones(5, int)]
     guess = np.r_[np.zeros(20, int), np.zeros(6, int), np.ones(9, int), 0, np.ones(4, int)]
-    _, confusion = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
+    _, confusion, _ = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
     texts = [text.get_text() for text in confusion.texts]
     assert texts == ["0.40\n(6)", "0.60\n(9)", "0.20\n(1)", "0.80\n(4)"]
+
+
+def test_reliability_is_of_the_test_people(draw):
+    """Certain and right about ten men, said .25 of ten women, of whom none is a man."""
+    y = np.arange(40) % 2
+    guess = np.where(np.isin(np.arange(40), TEST), np.where(y == 1, 1.0, 0.25), 0.5)
+    *_, reliability = draw(make_cohort(y, classes=("F", "M")), scores_of(guess))
+    _, curve = reliability.lines  # the diagonal, the model
+    np.testing.assert_allclose(curve.get_xdata(), [0.25, 1.0])
+    np.testing.assert_allclose(curve.get_ydata(), [0.0, 1.0])
+    assert reliability.get_title() == "Reliability, probability of M"
 
 
 def test_a_scatter_is_in_the_targets_own_unit(draw):

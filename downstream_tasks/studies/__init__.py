@@ -1,0 +1,1 @@
+"""Studies around an evaluation: permutation test, learning curve, several targets."""
