@@ -81,8 +81,11 @@ def plain_head(config: DownstreamConfig) -> str:
 def frozen_row(representations: Representations, problems: Sequence[Problem]) -> FittedMethod:
     """The checkpoint's encoder as it is, under a plain head: what is known before fine-tuning."""
     config = representations.config
-    head, features = plain_head(config), representations.features("model")
-    results = [fit_head(head, features, problem, config.heads) for problem in problems]
+    head = plain_head(config)
+    results = [
+        fit_head(head, representations.features("model", problem), problem, config.heads)
+        for problem in problems
+    ]
     title = f"{MODEL_NAME}, frozen encoder"
     return FittedMethod(title, head, "readout", results, config.evaluation.level)
 

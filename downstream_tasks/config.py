@@ -73,6 +73,10 @@ class DataConfig:
     normalization: Literal["checkpoint", Method] = (
         "checkpoint"  # what pretraining used; zscore_sample if the file does not say
     )
+    # Median and IQR of each ROI, for robust and robust_frames: normalization.npz of a data folder,
+    # or an .npz of arrays median and iqr. Unset: the checkpoint's; where it holds none, those of
+    # the training people of each split.
+    statistics_file: str | None = None
     downsample: bool | None = None  # every third frame, or every one; unset: as in pretraining
     stride: Count | None = None  # or every n-th frame
     target_tr: Positive | None = None  # or resample every run to so many seconds

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from downstream_tasks.cohort.clips import ExampleClips
+from downstream_tasks.cohort.clips import ExampleClips, with_split_statistics
 from downstream_tasks.cohort.problem import Problem, class_weights, validation_score
 from downstream_tasks.config import DownstreamConfig, FineTuneConfig
 from downstream_tasks.features.controls import ShownAs
@@ -70,6 +70,7 @@ def fine_tune(
     """
     # --------------------------------------------------------------------------------------- data
     ft, split, entry = config.fine_tune, problem.split, REGISTRY[name]
+    pretrained = with_split_statistics(pretrained, config.data, problem.cohort, split.train)
     if entry.untrained:
         pretrained = without_pretraining(pretrained, problem.seed)
     clips = ExampleClips(
@@ -179,6 +180,7 @@ def score_test(
 
     ``[n_examples, C]`` probabilities or ``[n_examples]`` standardised predictions.
     """
+    fine_tuned = with_split_statistics(fine_tuned, config.data, problem.cohort, problem.split.train)
     model = fine_tuned_model(fine_tuned).to(ranks.device)
     expected = max(1, problem.target.n_classes)
     if model.n_outputs != expected:

@@ -4,7 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from downstream_tasks.cohort.clips import ExampleClips, task_clip_input
+import numpy as np
+
+from downstream_tasks.cohort.clips import (
+    ExampleClips,
+    lacks_statistics,
+    task_clip_input,
+    with_split_statistics,
+)
 from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target, study_design
 from downstream_tasks.cohort.runs import RunSplit, make_splits, split_notes, stored_splits
@@ -94,7 +101,8 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
             f"evaluation.metric is {config.metric}, which {len(cohort.classes)} classes "
             f"({', '.join(cohort.classes)}) do not have; allowed: {', '.join(allowed)}."
         )
-    pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
+    if not lacks_statistics(config.data, pretrained):  # or this waits for the split
+        pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     return cohort
 
 
@@ -126,6 +134,9 @@ def prepare(
     _check_unseen(pretrained, test_people)
     seen = people_of_pretraining(pretrained, test_people)
     problems = pose_problems(config, cohort, runs)
+    first = problems[0].split.train
+    if all(np.array_equal(problem.split.train, first) for problem in problems):
+        pretrained = with_split_statistics(pretrained, config.data, cohort, first)
     counts = {part: len(set(cohort.people[m])) for part, m in runs[0].split.parts().items()}
     logger.info(
         "%s: %d people, %d scored %ss; train %d, valid %d, test %d",

@@ -140,18 +140,17 @@ def fit_features(config: DownstreamConfig, features: np.ndarray, problem: Proble
 
 def encoded_fit(representations: Representations, name: str) -> Callable[[Problem], HeadResult]:
     """The protocol's head on a representation of the encoder: ``model``, or a baseline's name."""
-    config = representations.config
-    if config.protocol != "attentive_probe":
-        return partial(fit_features, config, representations.features(name))
-    tokens = representations.encoded(name, "token")
 
     def fit(problem: Problem) -> HeadResult:
+        own, config = representations.of(problem), representations.config
+        if config.protocol != "attentive_probe":
+            return fit_features(config, own.features(name, problem), problem)
         return attentive_probe(
-            tokens,
-            representations.clips.example_of_item,
+            own.encoded(name, "token"),
+            own.clips.example_of_item,
             problem,
             config.attentive_probe,
-            representations.device,
+            own.device,
         )
 
     return fit
@@ -191,6 +190,7 @@ def read_head(representations: Representations, problem: Problem) -> HeadResult:
     Raises:
         UserError: if there is none, or it is of another encoder, kind of features or task.
     """
+    representations = representations.of(problem)
     config, n_classes = representations.config, problem.target.n_classes
     path = _head_path(config, problem)
     if not path.is_file():
@@ -202,7 +202,7 @@ def read_head(representations: Representations, problem: Problem) -> HeadResult:
     arrays = load_file(path)
     if "linear.weight" in arrays:
         linear = LinearMap(arrays["linear.weight"], arrays["linear.bias"])
-        scores = linear.scores(representations.features("model"), n_classes)
+        scores = linear.scores(representations.features("model", problem), n_classes)
         return HeadResult(scores, {}, linear=linear)
     tokens = representations.encoded("model", "token")
     settings = config.attentive_probe

@@ -1,5 +1,6 @@
 """The clips of labelled examples, as the model sees them."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -9,24 +10,82 @@ from torch.utils.data import Dataset
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.config import DataConfig
-from src.datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
+from src.datasets.clip_input import DEFAULT_NORMALIZATION, DOWNSAMPLE_STRIDE, ClipInput
 from src.datasets.fmri import FMRIDataset
+from src.datasets.folder import DataFolder
 from src.datasets.folder.format import SERIES_FILE
+from src.datasets.folder.statistics import read_statistics, robust_statistics
+from src.datasets.normalization import ROBUST_METHODS
 from src.pretrained.encoder import Pretrained
+from src.utils.errors import UserError
 
 
 def task_clip_input(data: DataConfig, pretrained: Pretrained) -> ClipInput:
-    """How runs become clips: as the task says, else as in pretraining, else by the defaults."""
+    """How runs become clips: as the task says, else as in pretraining, else by the defaults.
+
+    Statistics of a robust method are those of ``data.statistics_file``, else of the checkpoint,
+    else of the training people (:func:`with_split_statistics`), else missing.
+
+    Raises:
+        UserError: if the file cannot be read, does not fit, or the method needs none.
+    """
     stride = data.stride
     if stride is None and data.downsample is not None:
         stride = DOWNSAMPLE_STRIDE if data.downsample else 1
-    return pretrained.clip_input.changed(
+    clip_input = pretrained.clip_input.changed(
         normalization=None if data.normalization == "checkpoint" else data.normalization,
         stride=None if data.target_tr is not None else stride,
         target_tr=data.target_tr,
         short_runs=data.short_runs,
         bad_rois=data.bad_rois,
     ).completed()
+    if data.statistics_file is not None:
+        if clip_input.normalization not in ROBUST_METHODS:
+            raise UserError(
+                f"data.statistics_file is given, but the normalisation is "
+                f"{clip_input.normalization}, which uses no statistics. Leave it out, or choose "
+                f"data.normalization: {' or '.join(ROBUST_METHODS)}."
+            )
+        stats = read_statistics(
+            data.statistics_file, clip_input.normalization, clip_input.crop_size[0]
+        )
+        return dataclasses.replace(clip_input, stats=stats)
+    if clip_input.normalization in ROBUST_METHODS and clip_input.stats is None:
+        return dataclasses.replace(clip_input, stats=pretrained.split_stats)
+    return clip_input
+
+
+def lacks_statistics(data: DataConfig, pretrained: Pretrained) -> bool:
+    """Whether clips are normalised by statistics that neither checkpoint nor file holds."""
+    clip_input = task_clip_input(data, pretrained)
+    return clip_input.normalization in ROBUST_METHODS and clip_input.stats is None
+
+
+def with_split_statistics(
+    pretrained: Pretrained, data: DataConfig, cohort: Cohort, train: np.ndarray
+) -> Pretrained:
+    """The same with statistics of normalisation where these are missing.
+
+    They are of the runs of the examples ``train``: computed on test people, they would tell of
+    them.
+
+    Raises:
+        UserError: if there is no training example, or an ROI does not vary.
+    """
+    if not lacks_statistics(data, pretrained):
+        return pretrained
+    method = task_clip_input(data, pretrained).normalization
+    if not len(train):
+        raise UserError(
+            f"normalisation {method} needs the median and IQR of each ROI; the checkpoint "
+            f"{pretrained.path} holds none, and no one here is a training person. Give them by "
+            "data.statistics_file."
+        )
+    rows = np.unique(cohort.examples["row"].to_numpy()[train])
+    stats = robust_statistics(DataFolder(data.data_path), method, rows)
+    return dataclasses.replace(
+        pretrained, split_stats={name: stats[name] for name in ("median", "iqr")}
+    )
 
 
 class ExampleClips(Dataset):
@@ -59,6 +118,14 @@ class ExampleClips(Dataset):
         self.has_events = bool((self.starts >= 0).any())
         self.clips = 1 if self.has_events else clips
         rows, self._position = np.unique(chosen["row"].to_numpy(), return_inverse=True)
+        if lacks_statistics(data, pretrained):  # a data set would take those of its folder's split
+            method = task_clip_input(data, pretrained).normalization
+            raise UserError(
+                f"normalisation {method} needs the median and IQR of each ROI, which the "
+                f"checkpoint {pretrained.path} does not hold, and there is no split here whose "
+                "training people would give them. Give them by data.statistics_file, or choose "
+                f"data.normalization: {DEFAULT_NORMALIZATION}."
+            )
         self.dataset = FMRIDataset(
             data.data_path, rows, task_clip_input(data, pretrained), clips=self.clips, seed=seed
         )

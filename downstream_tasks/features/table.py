@@ -1,11 +1,12 @@
 """Features of the examples of a cohort by name: the model's, the baselines', the controls'."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from downstream_tasks.cohort.clips import ExampleClips
+from downstream_tasks.cohort.clips import ExampleClips, lacks_statistics, with_split_statistics
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
@@ -33,24 +34,54 @@ class Representations:
         device: torch.device,
     ) -> None:
         self.config, self.cohort, self.pretrained, self.device = config, cohort, pretrained, device
-        self.clips = ExampleClips(cohort, config.data, pretrained, config.evaluation.clips)
-        self.patch = config.data.scored_patch if self.clips.has_events else None
-        frames = config.evaluation.baseline_frames
-        self.series = ExampleSeries(cohort, config.data, pretrained, self.clips, frames, self.patch)
+        self.has_events = bool((cohort.examples["start"] >= 0).any())
+        self.patch = config.data.scored_patch if self.has_events else None
         self.store = FeatureStore(Path(config.output_root) / "features")
         self._kept: dict[str, np.ndarray] = {}
         self._fitted_on: dict[str, np.ndarray] = {}  # training examples
+        self._of_each_split = lacks_statistics(config.data, pretrained)
+        self._of_split: tuple[np.ndarray, Representations] | None = None  # of the last one
+
+    @cached_property
+    def clips(self) -> ExampleClips:
+        """What the encoder sees; a :class:`UserError` where that depends on the split."""
+        config = self.config
+        return ExampleClips(self.cohort, config.data, self.pretrained, config.evaluation.clips)
+
+    @cached_property
+    def series(self) -> ExampleSeries:
+        """What baselines read."""
+        frames = self.config.evaluation.baseline_frames
+        return ExampleSeries(
+            self.cohort, self.config.data, self.pretrained, self.clips, frames, self.patch
+        )
+
+    def of(self, problem: Problem | None) -> "Representations":
+        """These, or, where clips are normalised by statistics of a split, those of ``problem``.
+
+        Those of the last split are kept: what other splits need is in the feature store.
+        """
+        if problem is None or not self._of_each_split:
+            return self
+        data, train = self.config.data, problem.split.train
+        if self._of_split is None or not np.array_equal(self._of_split[0], train):
+            pretrained = with_split_statistics(self.pretrained, data, self.cohort, train)
+            own = Representations(self.config, self.cohort, pretrained, self.device)
+            self._of_split = (train, own)
+        return self._of_split[1]
 
     def title(self, name: str) -> str:
         """Name of the row of a baseline."""
         regression = not self.cohort.is_classification
-        return REGISTRY[name].title_of(self.clips.has_events, regression)
+        return REGISTRY[name].title_of(self.has_events, regression)
 
     def features(self, name: str, problem: Problem | None = None) -> np.ndarray:
         """Features ``[n_examples, F]``; those of several clips are averaged.
 
         What is fitted on training people needs the ``problem`` that says who they are.
         """
+        if (own := self.of(problem)) is not self:
+            return own.features(name, problem)
         if REGISTRY[name].fitted:
             return self._fitted(REGISTRY[name], problem)
         if name not in self._kept:
@@ -91,6 +122,8 @@ class Representations:
 
     def forget(self, name: str) -> None:
         """Let go of the features of ``name``: connectomes of 40,000 people take 16 GB."""
+        if self._of_split is not None:
+            self._of_split[1].forget(name)
         self._kept.pop(name, None)
         self._fitted_on.pop(name, None)
 

@@ -45,6 +45,8 @@ class Pretrained:
         split: part -> ids of its people, of the same files; an export leaves it out.
         training_people: hashes (:func:`src.utils.person_ids.hash_ids`) of the people it was
             pretrained on, ``None`` where the file does not say.
+        split_stats: ``median`` and ``iqr`` of the training people of an evaluation's split, for
+            robust methods of whose statistics ``clip_input`` holds none.
     """
 
     encoder: VisionTransformer
@@ -60,6 +62,7 @@ class Pretrained:
     task: dict[str, Any] | None = None
     split: dict[str, list[str]] | None = None
     training_people: Tensor | None = None
+    split_stats: Mapping[str, Any] | None = None
 
     @property
     def gradients(self) -> Tensor | None:
