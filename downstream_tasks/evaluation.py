@@ -2,20 +2,23 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from downstream_tasks.cohort.clips import (
-    ExampleClips,
-    lacks_statistics,
-    task_clip_input,
-    with_split_statistics,
-)
+from downstream_tasks.cohort.clips import task_clip_input, with_split_statistics
 from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target, study_design
-from downstream_tasks.cohort.runs import RunSplit, make_splits, split_notes, stored_splits
+from downstream_tasks.cohort.runs import (
+    RunSplit,
+    make_splits,
+    save_splits,
+    split_notes,
+    stored_splits,
+)
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.notes import qualify, training_people
+from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import CheckpointInfo
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import main_metric_names
@@ -34,7 +37,8 @@ class Evaluation:
 
     ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, by their
     ids; ``None`` where the checkpoint does not say. ``notes`` are what qualifies the whole
-    evaluation, such as input unlike the checkpoint's; they reach the results.
+    evaluation, such as input unlike the checkpoint's, ``settings`` what was done to the data, by
+    name; both reach the results.
     """
 
     config: DownstreamConfig
@@ -44,6 +48,7 @@ class Evaluation:
     problems: Sequence[Problem]
     pretrained_on: int | None = None
     notes: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def design(self) -> Design:
@@ -75,15 +80,7 @@ def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
         attn_mode=model.attn_mode,
     )
     folder = DataFolder(config.data.data_path)
-    if note := pretrained.check_folder(folder):
-        logger.warning("%s", note)
-    _warn_about_input(config, pretrained)
-    if _training_people(config, pretrained) == "unknown":
-        logger.warning(
-            "%s was fine-tuned on people that it does not name: some may be test people here. "
-            "Give the split it was made with, if there is one: split.file.",
-            pretrained.path,
-        )
+    pretrained.check_folder(folder)
     return pretrained, folder
 
 
@@ -101,8 +98,6 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
             f"evaluation.metric is {config.metric}, which {len(cohort.classes)} classes "
             f"({', '.join(cohort.classes)}) do not have; allowed: {', '.join(allowed)}."
         )
-    if not lacks_statistics(config.data, pretrained):  # or this waits for the split
-        pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
     return cohort
 
 
@@ -122,14 +117,7 @@ def prepare(
     if from_stored:
         runs = stored_splits(cohort, config.split, config.seeds, config.output_dir)
     else:
-        target_folder = config.output_dir if write_splits else None
-        runs = make_splits(
-            cohort,
-            config.split,
-            config.seeds,
-            target_folder,
-            validation=config.needs_validation,
-        )
+        runs = make_splits(cohort, config.split, config.seeds, validation=config.needs_validation)
     test_people = {person for run in runs for person in cohort.people[run.split.test]}
     _check_unseen(pretrained, test_people)
     seen = people_of_pretraining(pretrained, test_people)
@@ -146,17 +134,14 @@ def prepare(
         config.data.unit,
         *counts.values(),
     )
-    if seen:
-        logger.info(
-            "%d of %d test people have the id of someone that the encoder was pretrained on "
-            "(without labels): %s",
-            len(seen),
-            len(test_people),
-            ", ".join(sorted(seen)[:10]) + (", ..." if len(seen) > 10 else ""),
-        )
+    notes, settings = qualify(config, pretrained, folder, cohort, test_people, seen)
+    if write_splits and not from_stored:
+        # The run can begin: what an earlier one wrote here goes, all of it (split.file may be one).
+        clear_results(config.output_dir)
+        save_splits(config.output_dir, cohort, runs)
     pretrained_on = None if seen is None else len(seen)
-    notes = split_notes(cohort, config.split, runs)
-    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes)
+    notes = (*notes, *split_notes(cohort, config.split, runs))
+    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes, settings)
 
 
 def pose_problems(
@@ -195,7 +180,7 @@ def describe_checkpoint(
         model_name=pretrained.encoder_spec.model_name,
         encoder=pretrained.encoder_spec.to_dict(),
         atlas=pretrained.atlas,
-        training_people=_training_people(config, pretrained),
+        training_people=training_people(config, pretrained),
         test_people_in_pretraining=pretrained_on,
         normalization=clip_input.normalization,
         normalization_in_pretraining=pretrained.clip_input.normalization,
@@ -204,32 +189,7 @@ def describe_checkpoint(
     )
 
 
-def _warn_about_input(config: DownstreamConfig, pretrained: Pretrained) -> None:
-    """Say where the task's input is not what the encoder was trained with."""
-    here, there = task_clip_input(config.data, pretrained), pretrained.clip_input
-    differences = [
-        f"{name} is {value}, the checkpoint's is {known}"
-        for name, value, known in (
-            ("data.normalization", here.normalization, there.normalization),
-            ("sampling", here.sampling, there.sampling),
-        )
-        if known is not None and value != known
-    ]
-    if differences:
-        logger.warning("input unlike that of %s: %s", pretrained.path, "; ".join(differences))
-
-
 # --- training people of the checkpoint -----------------------------------------------------------
-
-
-def _training_people(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
-    """Where the training people of a fine-tuned checkpoint are listed; ``None`` for the others."""
-    if not pretrained.head:
-        return None
-    if pretrained.split is not None:
-        return "in the checkpoint"
-    # The release's files and exports name no one.
-    return "as split.file says" if config.split.file else "unknown"
 
 
 def _check_unseen(pretrained: Pretrained, test_people: set[str]) -> None:

@@ -22,7 +22,13 @@ from downstream_tasks.cohort.splits import Split, assert_disjoint, run_name
 from downstream_tasks.comparison import FitEncoded, baseline_rows, frozen_row
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import control_of, fine_tune, score_test, steps_to_take
-from downstream_tasks.evaluation import describe_checkpoint, load_model, load_people, prepare
+from downstream_tasks.evaluation import (
+    describe_checkpoint,
+    load_model,
+    load_people,
+    people_of_pretraining,
+    prepare,
+)
 from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
 from downstream_tasks.features.table import Representations
 from downstream_tasks.finetune_cost import TrainingCost
@@ -34,8 +40,11 @@ from downstream_tasks.finetune_state import (
     stored_states,
 )
 from downstream_tasks.heads.result import FittedMethod, HeadResult
+from downstream_tasks.notes import qualify
+from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
+from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
 from src.pretrained.load import load_pretrained
 from src.utils.distributed import Ranks, is_first_process, launch
@@ -70,8 +79,9 @@ def run(
         for name, seed in product(config.fine_tuned, config.seeds)
         for path in stored_states(config, seed, LATEST, name)
     ]
-    if stored and not resume:
-        refuse_stored_run(stored[0].parent)  # before anything is written
+    if not resume:
+        for path in sorted(config.output_dir.rglob(LATEST)):  # those of other seeds too
+            refuse_stored_run(path.parent)  # before anything is written
     if resume and not stored:
         raise UserError(f"nothing to resume in {config.output_dir}: no seed*/{LATEST}.")
     launch(train_all, devices, config, resume)
@@ -94,6 +104,7 @@ def run(
         rows,
         checkpoint,
         notes=evaluation.notes,
+        settings=evaluation.settings,
     )
 
 
@@ -149,7 +160,7 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> Results:
     setup_logging(config.output_dir)
     pretrained, folder = load_model(config)
     if pretrained.head:
-        return _score_file(config, pretrained, load_people(config, folder, pretrained), device)
+        return _score_file(config, pretrained, folder, device)
     paths = _stored_paths(config)
     of_model = [path for (name, _), path in paths.items() if name == "model"]
     cohort = load_people(config, folder, _load(config, of_model[0]))
@@ -170,8 +181,7 @@ def score_stored(config: DownstreamConfig, device: torch.device) -> Results:
         config = _with_rows(config, config.fine_tuned[1:])
     representations = Representations(config, cohort, pretrained, device)
     rows = table_rows(representations, problems, fine_tuned)
-    checkpoint = describe_checkpoint(config, model)
-    return write_report(config.output_dir / "eval", config, cohort, problems, rows, checkpoint)
+    return _report_stored(config, model, folder, cohort, problems, rows)
 
 
 def score_one(
@@ -183,9 +193,10 @@ def score_one(
 
 
 def _score_file(
-    config: DownstreamConfig, model: Pretrained, cohort: Cohort, device: torch.device
+    config: DownstreamConfig, model: Pretrained, folder: DataFolder, device: torch.device
 ) -> Results:
     """Report one fine-tuned checkpoint, of the release or of an earlier run."""
+    cohort = load_people(config, folder, model)
     problem, entry = stored_problem(config, cohort, model), REGISTRY[control_of(model)]
     result = score_one(model, problem, config, device)
     rows = [FittedMethod(entry.title, HEAD_NAME, entry.kind, [result], entry.name)]
@@ -194,8 +205,32 @@ def _score_file(
         names = tuple(n for n in config.baselines if REGISTRY[n].reads != "encoder")
         raw = _with_rows(config, names)
         rows += baseline_rows(Representations(raw, cohort, model, device), [problem])
-    checkpoint = describe_checkpoint(config, model)
-    return write_report(config.output_dir / "eval", config, cohort, [problem], rows, checkpoint)
+    return _report_stored(config, model, folder, cohort, [problem], rows)
+
+
+def _report_stored(
+    config: DownstreamConfig,
+    model: Pretrained,
+    folder: DataFolder,
+    cohort: Cohort,
+    problems: Sequence[Problem],
+    rows: Sequence[FittedMethod],
+) -> Results:
+    """Write the report of stored checkpoints, of which ``model`` is one, to ``eval``."""
+    test_people = {person for p in problems for person in cohort.people[p.split.test]}
+    seen = people_of_pretraining(model, test_people)
+    notes, settings = qualify(config, model, folder, cohort, test_people, seen)
+    clear_results(config.output_dir / "eval")
+    return write_report(
+        config.output_dir / "eval",
+        config,
+        cohort,
+        problems,
+        rows,
+        describe_checkpoint(config, model, None if seen is None else len(seen)),
+        notes=notes,
+        settings=settings,
+    )
 
 
 def _with_rows(config: DownstreamConfig, baselines: tuple[str, ...]) -> DownstreamConfig:

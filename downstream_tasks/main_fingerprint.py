@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.examples import Cohort, CohortSummary, disjoint_groups
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, load_model, people_of_pretraining
 from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.features.table import Representations
+from downstream_tasks.notes import qualify
 from downstream_tasks.report.comparisons import compare_rows
+from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results, RunResult
 from downstream_tasks.report.rows import method_result
 from downstream_tasks.report.write import write_results
@@ -47,10 +48,11 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
     pretrained, folder = load_model(config)
     cohort = paired_runs(folder, config)
     n = len(cohort.units)
-    pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)
-    representations = Representations(config, cohort, pretrained, device)
     people = cohort.units["participant_id"].to_numpy(str)
     seen = people_of_pretraining(pretrained, set(people))
+    notes, settings = qualify(config, pretrained, folder, cohort, people, seen)
+    clear_results(config.output_dir)
+    representations = Representations(config, cohort, pretrained, device)
     rows, runs_of, predictions = [], {}, []
     for name in ("model", *config.evaluation.readouts, *config.baselines):
         entry = REGISTRY[name]
@@ -104,6 +106,8 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
         rows=tuple(rows),
         comparisons=comparisons,
         checkpoint=describe_checkpoint(config, pretrained, None if seen is None else len(seen)),
+        notes=notes,
+        settings=settings,
         revision=git_revision(),
     )
     folder_out = config.output_dir

@@ -25,6 +25,7 @@ from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.linear_probe import lars_probe
 from downstream_tasks.heads.result import FittedMethod, HeadResult, LinearMap
 from downstream_tasks.main_fingerprint import run_fingerprint
+from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
 from downstream_tasks.studies.methods import Method
@@ -63,6 +64,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             FittedMethod(MODEL_NAME, head, "model", results, "model"),
             no_features_row(cohort, problems),
         ]
+        clear_results(config.output_dir / "eval")
         return write_report(
             config.output_dir / "eval",
             config,
@@ -71,11 +73,10 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             rows,
             checkpoint,
             notes=evaluation.notes,
+            settings=evaluation.settings,
         )
 
     results = list(map(encoded_fit(representations, "model"), problems))
-    for stale in config.output_dir.glob(_HEAD_FILE.format("*")):
-        stale.unlink()  # of seeds that this run does not have, or of another encoder
     about = describe_head(representations)
     for problem, result in zip(problems, results, strict=True):
         save_head(_head_path(config, problem), result, about)
@@ -101,6 +102,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         rows,
         checkpoint,
         notes=evaluation.notes,
+        settings=evaluation.settings,
         permutations=studies.permutations,
         curve=studies.curve,
     )

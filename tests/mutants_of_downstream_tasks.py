@@ -129,11 +129,32 @@ ROWS = [
         "people of the fine-tuning are not tested",
     ),
     (
-        "downstream_tasks/evaluation.py",
-        "pretrained.warn_about_clips(ExampleClips(cohort, config.data, pretrained).dataset)\n",
-        "pass\n",
+        "downstream_tasks/notes.py",
+        "if lacking else pretrained.clip_note(clips),",
+        "if True else pretrained.clip_note(clips),",
         "tests/downstream_tasks/test_evaluation.py::test_clips_unlike_those_of_training_are_said",
         "method 7: an evaluation says that its clips are unlike those of training",
+    ),
+    (
+        "downstream_tasks/notes.py",
+        "    if slowest <= SLOWEST_SAMPLES:",
+        "    if slowest > SLOWEST_SAMPLES:",
+        "tests/downstream_tasks/test_notes.py::test_results_say_what_qualifies_them",
+        "a stride copied to slow data is said in the results",
+    ),
+    (
+        "downstream_tasks/report/folder.py",
+        r"split_seed\d+(_fold\d+)?\.tsv",
+        r"split_seed0\.tsv",
+        "tests/downstream_tasks/test_notes.py::test_a_second_run_leaves_nothing_of_the_first",
+        "a second run clears all splits of the first",
+    ),
+    (
+        "downstream_tasks/main_finetune.py",
+        "for path in sorted(config.output_dir.rglob(LATEST)):",
+        "for path in stored:",
+        "tests/downstream_tasks/test_notes.py::test_a_fine_tuning_of_other_seeds_is_never_removed",
+        "states of a fine-tuning are never mixed with those of another",
     ),
     # --- reading encoders, and what they are shown ------------------------------------------------
     (

@@ -43,11 +43,10 @@ def make_splits(
     cohort: Cohort,
     config: SplitConfig,
     seeds: Sequence[int],
-    folder: Path | None = None,
     *,
     validation: bool = True,
 ) -> list[RunSplit]:
-    """The splits of all runs, checked; written to ``folder/split_*.tsv`` if that is given.
+    """The splits of all runs, checked.
 
     By cross-validation (``source: cv``) every seed draws new folds, by site the folds are the
     sites. With ``config.resample`` every seed draws new people; otherwise all seeds share one
@@ -72,9 +71,13 @@ def make_splits(
     _check(cohort, runs)
     for run in runs:
         _warn_about_absent_classes(cohort, run)
-        if folder is not None:
-            save_split(split_path(folder, run.name), cohort, run.split)
     return runs
+
+
+def save_splits(folder: Path, cohort: Cohort, runs: Sequence[RunSplit]) -> None:
+    """Write the splits of all runs to ``folder/split_*.tsv``, where ``stored_splits`` finds them."""
+    for run in runs:
+        save_split(split_path(folder, run.name), cohort, run.split)
 
 
 def stored_splits(

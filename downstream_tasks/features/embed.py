@@ -87,7 +87,8 @@ def run(arguments: argparse.Namespace) -> Path:
     dataset = FMRIDataset(arguments.data_path, arguments.split, clip_input, clips=arguments.clips)
     shape = embedding_shape(pretrained, arguments.level)
     write = writer_of(out, Embeddings(dataset, arguments.level, shape, pretrained.path))
-    pretrained.warn_about_clips(dataset)
+    if note := pretrained.clip_note(dataset):
+        logger.warning("%s", note)
     batches = embed(
         pretrained,
         dataset,

@@ -16,7 +16,7 @@ from downstream_tasks.heads.grid_training import (
     in_batches,
     train_grid,
 )
-from downstream_tasks.heads.result import HeadResult
+from downstream_tasks.heads.result import HeadResult, edge_notes
 
 _DIMENSIONS_PER_HEAD = 64
 
@@ -102,7 +102,8 @@ def attentive_probe(
     )
     scores = score_attentive(head, tokens, example_of_clip, problem, config.batch_size, device)
     weights = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
-    return HeadResult(scores, chosen, history, weights=weights)
+    notes = edge_notes(chosen, {"lr": config.lr})
+    return HeadResult(scores, chosen, history, weights=weights, notes=notes)
 
 
 def score_attentive(

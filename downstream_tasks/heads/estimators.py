@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from downstream_tasks.cohort.problem import Problem, Target
 from downstream_tasks.cohort.splits import inner_folds
 from downstream_tasks.config import HeadsConfig
-from downstream_tasks.heads.result import HeadResult, LinearMap
+from downstream_tasks.heads.result import HeadResult, LinearMap, edge_notes
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +79,13 @@ def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsCon
         estimator, {name: values}, scoring=SCORERS[problem.metric], cv=folds, refit=False
     ).fit(x, y)
     chosen = {name: search.best_params_[name], "selection_score": float(search.best_score_)}
-    if len(values) > 1 and kind != "knn" and chosen[name] in (values[0], values[-1]):
-        logger.info(
-            "%s %g is at the edge of its grid: heads.%s may be too narrow", name, chosen[name], name
-        )
+    notes = () if kind == "knn" else edge_notes(chosen, {name: values})
     estimator.set_params(**search.best_params_).fit(fit, y_fit)
     if kind == "knn":
         predict = estimator.predict_proba if target.n_classes else estimator.predict
         return HeadResult(predict(prepare(everyone)), chosen)
     linear = _fold_preparation(estimator, scaler, rotation)
-    return HeadResult(linear.scores(features, target.n_classes), chosen, linear=linear)
+    return HeadResult(linear.scores(features, target.n_classes), chosen, linear=linear, notes=notes)
 
 
 def _estimator(

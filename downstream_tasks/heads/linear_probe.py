@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import LinearProbeConfig
 from downstream_tasks.heads.grid_training import BN_EPS, HEAD_INIT_STD, train_grid
-from downstream_tasks.heads.result import HeadResult, LinearMap
+from downstream_tasks.heads.result import HeadResult, LinearMap, edge_notes
 
 _LARS_MOMENTUM = 0.9  # method 7
 _LARS_TRUST, _LARS_EPS = 1e-3, 1e-8  # timm's defaults, which are those of MAE's probe
@@ -95,4 +95,6 @@ def lars_probe(features: np.ndarray, problem: Problem, config: LinearProbeConfig
         problem,
         config,
     )
-    return HeadResult(linear.scores(features, problem.target.n_classes), chosen, history, linear)
+    scores = linear.scores(features, problem.target.n_classes)
+    grids = {"blr": config.blr, "weight_decay": config.weight_decay}
+    return HeadResult(scores, chosen, history, linear, notes=edge_notes(chosen, grids))

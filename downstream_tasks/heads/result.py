@@ -1,6 +1,6 @@
 """What a fitted head gives: scores of every example, and the head itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +58,20 @@ class HeadResult:
     weights: dict[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     trained_parameters: int | None = None
+
+
+def edge_notes(
+    chosen: Mapping[str, float], grids: Mapping[str, Sequence[float]]
+) -> tuple[str, ...]:
+    """Chosen settings that are the smallest or largest of their grid, which may be too narrow.
+
+    ``grids`` holds the values tried, by the name of the setting. None is below 0.
+    """
+    return tuple(
+        f"{name} {chosen[name]:g} is at the edge of its grid"
+        for name, values in grids.items()
+        if len(values) > 1 and chosen[name] in {min(values), max(values)} - {0}
+    )
 
 
 @dataclass(frozen=True)

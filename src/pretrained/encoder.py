@@ -153,18 +153,17 @@ class Pretrained:
             )
         return None
 
-    def warn_about_clips(self, dataset: FMRIDataset) -> None:
-        """Log a warning if its clips are unlike those the encoder was trained on (method 7)."""
+    def clip_note(self, dataset: FMRIDataset) -> str | None:
+        """In what its clips are unlike those the encoder was trained on (method 7), if they are."""
         if self.input_profile is None:
-            return
-        if found := input_mismatch(self.input_profile, InputProfile.from_dataset(dataset)):
-            logger.warning(
-                "clips of %s are unlike those that %s was trained on: %s. Its features may say "
-                "little about them.",
-                dataset.folder.path,
-                self.path,
-                "; ".join(found),
-            )
+            return None
+        found = input_mismatch(self.input_profile, InputProfile.from_dataset(dataset))
+        if not found:
+            return None
+        return (
+            f"clips of {dataset.folder.path} are unlike those that {self.path} was trained on: "
+            f"{'; '.join(found)}. Its features may say little about them"
+        )
 
 
 def freeze(encoder: VisionTransformer) -> VisionTransformer:

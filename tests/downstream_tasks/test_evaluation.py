@@ -10,7 +10,7 @@ import torch
 
 from downstream_tasks import evaluation as setup
 from downstream_tasks.config import DownstreamConfig, task_from_dict
-from downstream_tasks.evaluation import describe_checkpoint, load_model, prepare
+from downstream_tasks.evaluation import describe_checkpoint, prepare
 from src.datasets.clip_input import ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
@@ -79,8 +79,10 @@ def test_people_a_checkpoint_was_fine_tuned_on_are_not_tested(make_config, prete
 def test_an_export_does_not_know_its_training_people(make_config, pretend, caplog):
     pretend(head={"head.weight": torch.zeros(2, 24)})
     config = make_config()
-    pretrained, _ = load_model(config)
+    evaluation = prepare(config)
+    pretrained = evaluation.pretrained
     assert "people that it does not name" in caplog.text
+    assert any("people that it does not name" in note for note in evaluation.notes)
     assert describe_checkpoint(config, pretrained).training_people == "unknown"
     named = make_config(split={"file": "split_seed0.tsv"})
     assert describe_checkpoint(named, pretrained).training_people == "as split.file says"
@@ -120,11 +122,13 @@ def test_the_same_folder_with_other_people_is_other_people(make_config, files, t
 
 
 def test_another_input_than_in_pretraining_is_said(make_config, caplog):
-    load_model(make_config())
+    own = make_config(split={"source": "folder"})
+    assert prepare(own).notes == ()
     assert not caplog.records
-    load_model(make_config(data={"normalization": "none", "stride": 3}))
-    (record,) = caplog.records
-    text = record.getMessage()
+    changes = {"normalization": "none", "stride": 3, "short_runs": "pad"}
+    notes = prepare(make_config(split={"source": "folder"}, data=changes)).notes
+    assert set(notes) <= set(caplog.messages)
+    text = notes[0]
     assert "data.normalization is none, the checkpoint's is zscore_roi" in text
     assert "{'stride': 3}, the checkpoint's is {'stride': 1}" in text
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from downstream_tasks.cohort.folds import leave_one_site_out
-from downstream_tasks.cohort.runs import make_splits, split_notes, stored_splits
+from downstream_tasks.cohort.runs import make_splits, save_splits, split_notes, stored_splits
 from downstream_tasks.cohort.splits import assert_disjoint, split_path
 from downstream_tasks.config import SplitConfig
 from src.utils.errors import UserError
@@ -47,7 +47,8 @@ def test_without_validation_all_others_train():
 
 def test_stored_folds_are_read_again_and_must_be_complete(tmp_path):
     cohort = make_cohort(BINARY, classes=("a", "b"))
-    runs = make_splits(cohort, CV, range(2), tmp_path, validation=False)
+    runs = make_splits(cohort, CV, range(2), validation=False)
+    save_splits(tmp_path, cohort, runs)
     again = stored_splits(cohort, CV, range(2), tmp_path)
     assert [run.name for run in again] == [run.name for run in runs]
     for one, other in zip(runs, again, strict=True):
@@ -68,7 +69,8 @@ def test_too_few_people_for_the_folds():
 def test_every_site_is_left_out_once(tmp_path):
     cohort = make_cohort(BINARY, classes=("a", "b"), runs=2, columns=SITES)
     config = SplitConfig(source="site", site="site")
-    runs = make_splits(cohort, config, [0], tmp_path)
+    runs = make_splits(cohort, config, [0])
+    save_splits(tmp_path, cohort, runs)
     sites = cohort.column("site", "split.site")
     for run, site in zip(runs, "ABC", strict=True):
         assert set(sites[run.split.test]) == {site}

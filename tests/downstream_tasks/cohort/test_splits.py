@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from downstream_tasks.cohort.runs import make_splits
+from downstream_tasks.cohort.runs import make_splits, save_splits
 from downstream_tasks.cohort.splits import (
     Split,
     assert_disjoint,
@@ -83,7 +83,9 @@ def test_too_few_people():
 def test_splits_are_written_and_read_again(tmp_path):
     cohort = make_cohort(BINARY, classes=("a", "b"), runs=2)
     config = SplitConfig(resample=True)
-    splits = [run.split for run in make_splits(cohort, config, range(2), tmp_path)]
+    runs = make_splits(cohort, config, range(2))
+    save_splits(tmp_path, cohort, runs)
+    splits = [run.split for run in runs]
     assert set(splits[0].test) != set(splits[1].test)
     table = pd.read_csv(tmp_path / "split_seed1.tsv", sep="\t")
     assert len(table) == 100  # people, not runs

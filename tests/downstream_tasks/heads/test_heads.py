@@ -17,6 +17,7 @@ from downstream_tasks.heads import linear_probe as probes
 from downstream_tasks.heads.attentive_probe import attentive_probe
 from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.linear_probe import lars_probe
+from downstream_tasks.heads.result import edge_notes
 from downstream_tasks.scoring.metrics import classification_metrics
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import make_cohort, separable
@@ -133,17 +134,17 @@ def test_validation_people_pick_the_setting_and_nothing_else(binary, selection):
     np.testing.assert_array_equal(before.bias, after.bias)
 
 
-def test_a_setting_at_the_edge_of_its_grid_is_logged(caplog):
+def test_a_setting_at_the_edge_of_its_grid_is_noted():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 200)).astype(np.float32)
     problem = problem_of(rng.normal(size=120), "mse")  # nothing to find: the strongest penalty
-    with caplog.at_level("INFO"):
-        assert fit_head("ridge", x, problem, HeadsConfig(alpha=(1.0, 100.0))).chosen["alpha"] == 100
-    assert "alpha 100 is at the edge of its grid" in caplog.text
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        fit_head("ridge", x, problem, HeadsConfig(alpha=(100.0,)))
-    assert not caplog.text
+    edge = fit_head("ridge", x, problem, HeadsConfig(alpha=(1.0, 100.0)))
+    assert edge.notes == ("alpha 100 is at the edge of its grid",)
+    assert fit_head("ridge", x, problem, HeadsConfig(alpha=(100.0,))).notes == ()
+    inside = edge_notes(
+        {"blr": 2.0, "weight_decay": 0.0}, {"blr": (1, 2, 3), "weight_decay": (0, 1)}
+    )
+    assert inside == ()  # no penalty is no edge
 
 
 def test_groups_stay_together_in_the_inner_folds():
