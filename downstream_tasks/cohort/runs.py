@@ -75,7 +75,7 @@ def make_splits(
 
 
 def save_splits(folder: Path, cohort: Cohort, runs: Sequence[RunSplit]) -> None:
-    """Write the splits of all runs to ``folder/split_*.tsv``, where ``stored_splits`` finds them."""
+    """Write the splits to ``folder/split_*.tsv``, where :func:`stored_splits` finds them."""
     for run in runs:
         save_split(split_path(folder, run.name), cohort, run.split)
 
