@@ -182,6 +182,10 @@ class FineTuneConfig:
     accumulation_steps: Count = 1
     clip_grad: float | None = None
     gradient_checkpointing: bool = False
+    # Above 0: in place of the encoder, adapters of this rank in its attention are trained (LoRA, by
+    # the package peft), and the head. What they add counts alpha / rank; unset: 1.
+    lora_rank: Natural = 0
+    lora_alpha: Positive | None = None
     use_bfloat16: bool = True
     class_weights: bool | None = None  # unset, here and below: evaluation.class_weights
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from downstream_tasks.adapters import add_adapters
 from downstream_tasks.cohort.clips import ExampleClips, with_split_statistics
 from downstream_tasks.cohort.problem import Problem, class_weights, validation_score
 from downstream_tasks.config import DownstreamConfig, FineTuneConfig
@@ -87,7 +88,10 @@ def fine_tune(
         ),
         max(1, problem.target.n_classes),
         patch=config.data.scored_patch if clips.has_events else None,
-    ).to(ranks.device)
+    )
+    if ft.lora_rank:
+        add_adapters(model, ft)
+    model.to(ranks.device)
     criterion = make_criterion(problem, ft, ranks.device)
     precision = autocast(ranks.device, ft.use_bfloat16)
 
@@ -97,7 +101,8 @@ def fine_tune(
     # -------------------------------------------------------------------------- optimizer, resume
     optimizer = make_optimizer(model, ft)
     rate = make_schedule(ft, sampler.steps_per_epoch, effective_batch(config, ranks))
-    states = StateFolder(folder, config, problem, pretrained, clips, ranks, name)
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    states = StateFolder(folder, config, problem, pretrained, clips, ranks, name, n_trained)
     progress = states.start(model, optimizer, resume)
     cost.skip(progress.step)
     sampler.first_step = progress.step
@@ -170,7 +175,7 @@ def fine_tune(
     best = load_pretrained(folder / BEST, attn_mode=config.model.attn_mode)
     scores = score_test(best, problem, config, ranks)
     chosen = {"epoch": progress.best_epoch, f"valid_{problem.metric}": progress.best_score}
-    return HeadResult(scores, chosen, progress.history)
+    return HeadResult(scores, chosen, progress.history, trained_parameters=n_trained)
 
 
 def score_test(
@@ -225,8 +230,10 @@ def describe_memory(model: DownstreamViT, ft: FineTuneConfig, ranks: Ranks) -> N
     """Say in the log what the model is and what a training step takes of the memory there is."""
     encoder = model.encoder
     logger.info(
-        "%.1f M parameters; %d tokens of a clip, %d clips per device and micro-step",
+        "%.1f M parameters, %.3g M of them trained; %d tokens of a clip, %d clips per device and "
+        "micro-step",
         sum(p.numel() for p in model.parameters()) / 1e6,
+        sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
         encoder.num_patches,
         ft.batch_size,
     )

@@ -2,6 +2,7 @@
 
     RUN/finetune-latest.pth.tar   model, optimizer, step, history: after an epoch, or a signal
     RUN/finetune-best.pth.tar     the model of the chosen epoch; --eval and --load_path read it
+    RUN/adapters/                 of fine_tune.lora_rank: adapters and head of that epoch, for PEFT
     RUN/metrics.jsonl             a line per epoch
     controls/NAME/RUN/            the same of a control
 
@@ -23,10 +24,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from downstream_tasks.adapters import FOLDER, merged_state, trained_state, write_adapters
 from downstream_tasks.cohort.clips import ExampleClips
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.cohort.splits import run_name
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.features.encode import weights_digest
 from downstream_tasks.scoring.metrics import selection_key
 from src.datasets.input_profile import InputProfile
 from src.pretrained.encoder import Pretrained
@@ -138,15 +141,19 @@ class StateFolder:
         clips: ExampleClips,
         ranks: Ranks,
         name: str = "model",
+        trained_parameters: int | None = None,
     ) -> None:
         self.folder, self.config, self.problem, self.ranks = folder, config, problem, ranks
+        self.rank = config.fine_tune.lora_rank
+        self.adapted = weights_digest(pretrained.encoder) if self.rank else ""
         self.about = {
             "provenance": dataclasses.replace(
                 pretrained,
                 clip_input=clips.dataset.clip_input,
                 input_profile=InputProfile.from_dataset(clips.dataset),
             ).provenance(),
-            "task": _describe_task(config, problem, clips) | {"control": name},
+            "task": _describe_task(config, problem, clips)
+            | {"control": name, "trained_parameters": trained_parameters},
             "split": _people(problem),
             "config": config.to_dict(),
             "effective_batch": effective_batch(config, ranks),
@@ -167,7 +174,10 @@ class StateFolder:
         state = load_checkpoint(path)
         require_keys(state, ("model", "optimizer", "progress", *self.about), path)
         self._check_same_run(state, path)
-        load_network(model, state["model"], path, "fine-tuned model")
+        if self.rank:
+            self._load_adapters(model, state, path)
+        else:
+            load_network(model, state["model"], path, "fine-tuned model")
         optimizer.load_state_dict(state["optimizer"])
         return Progress(**state["progress"])
 
@@ -182,7 +192,7 @@ class StateFolder:
         if self.ranks.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             state = {
-                "model": model.state_dict(),
+                "model": merged_state(model),
                 "optimizer": None,
                 "scaler": None,
                 "epoch": len(progress.history),
@@ -192,12 +202,30 @@ class StateFolder:
             state["task"] = self.about["task"] | chosen
             if improved:
                 save_checkpoint(self.folder / BEST, state)
+                if self.rank:
+                    write_adapters(self.folder / FOLDER, model, self.config.fine_tune)
+            if self.rank:
+                state |= {"adapters": trained_state(model), "adapted": self.adapted}
             plain = dataclasses.asdict(progress)
             state |= {"optimizer": optimizer.state_dict(), "progress": plain}
             save_checkpoint(self.folder / LATEST, state)
             with replacing(self.folder / "metrics.jsonl") as file:
                 file.writelines(json.dumps(row).encode() + b"\n" for row in progress.history)
         self.ranks.barrier()
+
+    def _load_adapters(self, model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+        """Put stored adapters and head into ``model``, whose frozen weights are not theirs to set.
+
+        The plain weights in the file are merged: from them the two matrices cannot be told.
+        """
+        require_keys(state, ("adapters", "adapted"), path)
+        if state["adapted"] != self.adapted:
+            raise UserError(
+                f"cannot resume from {path}: its adapters were trained beside other weights than "
+                f"those of {self.config.model.load_path}. Give the checkpoint that it began with, "
+                "or another --output_root."
+            )
+        model.load_state_dict(state["adapters"], strict=False)
 
     def _check_same_run(self, state: Mapping[str, Any], path: Path) -> None:
         found = differences(_identity(self.about), _identity(state), _FREE_KEYS)

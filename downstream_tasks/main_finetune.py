@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from downstream_tasks.adapters import require_peft
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, Target, make_target
 from downstream_tasks.cohort.runs import RunSplit, check_folds, make_splits
@@ -74,6 +75,8 @@ def run(
     """
     if evaluate:
         return score_stored(config, devices[0])
+    if config.fine_tune.lora_rank:
+        require_peft()
     stored = [
         path
         for name, seed in product(config.fine_tuned, config.seeds)
@@ -189,7 +192,9 @@ def score_one(
 ) -> HeadResult:
     """Scores of the test people by one fine-tuned checkpoint, with the epoch that it is of."""
     chosen = {"epoch": fine_tuned.task["epoch"]} if fine_tuned.task else {}
-    return HeadResult(score_test(fine_tuned, problem, config, Ranks(device)), chosen)
+    trained = (fine_tuned.task or {}).get("trained_parameters")
+    scores = score_test(fine_tuned, problem, config, Ranks(device))
+    return HeadResult(scores, chosen, trained_parameters=trained)
 
 
 def _score_file(

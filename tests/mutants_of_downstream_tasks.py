@@ -390,6 +390,27 @@ ROWS = [
         "no one was in the pretraining of random weights",
     ),
     (
+        "downstream_tasks/adapters.py",
+        "value = value + layers[layer].get_delta_weight(_ADAPTER[1:])",
+        "pass",
+        "tests/downstream_tasks/test_adapters.py::test_merged_network_is_the_network_with_adapters",
+        "the stored network is merged with its adapters",
+    ),
+    (
+        "downstream_tasks/adapters.py",
+        "getattr(model, name).requires_grad_(True)",
+        "pass",
+        "tests/downstream_tasks/test_adapters.py::test_adapters_and_head_alone_are_trained",
+        "the head is trained beside the adapters",
+    ),
+    (
+        "downstream_tasks/finetune_state.py",
+        'if state["adapted"] != self.adapted:',
+        "if False:",
+        "tests/downstream_tasks/test_adapters.py::test_resume_refuses_adapters_of_other_weights",
+        "adapters go on beside the weights that they were trained with",
+    ),
+    (
         "downstream_tasks/features/controls.py",
         "words = random_words(seeds.to(fmri.device), rois * frames)",
         "words = random_words(seeds.to(fmri.device), frames).repeat(1, rois)",

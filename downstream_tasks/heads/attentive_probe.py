@@ -102,8 +102,11 @@ def attentive_probe(
     )
     scores = score_attentive(head, tokens, example_of_clip, problem, config.batch_size, device)
     weights = {name: value.cpu().numpy() for name, value in head.state_dict().items()}
+    trained = sum(parameter.numel() for parameter in head.parameters())
     notes = edge_notes(chosen, {"lr": config.lr})
-    return HeadResult(scores, chosen, history, weights=weights, notes=notes)
+    return HeadResult(
+        scores, chosen, history, weights=weights, notes=notes, trained_parameters=trained
+    )
 
 
 def score_attentive(

@@ -22,6 +22,11 @@ class LinearMap:
     weight: np.ndarray
     bias: np.ndarray
 
+    @property
+    def n_parameters(self) -> int:
+        """Weights and biases."""
+        return self.weight.size + self.bias.size
+
     def scores(self, features: np.ndarray, n_classes: int) -> np.ndarray:
         """Probabilities ``[n, C]``, or predictions ``[n]`` (z-scored) if ``n_classes`` is 0."""
         raw = np.empty((len(features), len(self.weight)))
@@ -58,6 +63,13 @@ class HeadResult:
     weights: dict[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     trained_parameters: int | None = None
+
+    @property
+    def n_trained(self) -> int | None:
+        """``trained_parameters``, or those of the linear map; ``None`` where nothing is known."""
+        if self.trained_parameters is None and self.linear is not None:
+            return self.linear.n_parameters
+        return self.trained_parameters
 
 
 def edge_notes(

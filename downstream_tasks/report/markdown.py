@@ -63,6 +63,8 @@ def _result_columns(results: Results) -> tuple[list[str], list[list[str]]]:
     header += [METRIC_TITLES[m] for m in shown[1:]]
     header += ["Difference from FC"] if with_fc else []
     header += ["p"] if with_test else []
+    with_size = any(row.trained_parameters for row in results.rows)
+    header += ["Trained parameters"] if with_size else []
     lines = []
     for row in results.rows:
         cells = [row.name, row.head, mean_sd_text(row.mean[metric], row.sd[metric])]
@@ -77,6 +79,8 @@ def _result_columns(results: Results) -> tuple[list[str], list[list[str]]]:
             )
         if with_test:
             cells.append("" if not versus or _undefined(versus.p) else f"{versus.p:.3f}")
+        if with_size:
+            cells.append(f"{row.trained_parameters:,}" if row.trained_parameters else "")
         lines.append(cells)
     return header, lines
 

@@ -48,7 +48,7 @@ def score_rows(
             summarise(runs, design),
             representation=method.representation,
             notes=notes,
-            trained_parameters=method.results[0].trained_parameters,
+            trained_parameters=method.results[0].n_trained,
             reliability=pooled_reliability(runs) if cohort.is_classification else (),
         )
         rows.append(row)

@@ -100,8 +100,12 @@ class MemoryEstimate:
     def from_modules(
         cls, trained: list[nn.Module], averaged: list[nn.Module], activations: int
     ) -> "MemoryEstimate":
-        """Estimate for ``trained`` networks (16 bytes per parameter) and ``averaged`` ones (4)."""
-        learning, still = _parameters(trained), _parameters(averaged)
+        """Estimate for ``trained`` networks (16 bytes per parameter) and ``averaged`` ones (4).
+
+        Frozen parameters of the trained ones count as the averaged do.
+        """
+        learning = _parameters(trained, frozen=False)
+        still = _parameters(trained, frozen=True) + _parameters(averaged)
         return cls(
             state=FLOAT32 * (4 * learning + still),
             activations=activations,
@@ -149,5 +153,11 @@ def amount(number: int) -> str:
     return f"{number / GIB:.1f} GiB" if number >= GIB else f"{max(number / MIB, 1):.0f} MiB"
 
 
-def _parameters(modules: list[nn.Module]) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
+def _parameters(modules: list[nn.Module], frozen: bool | None = None) -> int:
+    """Number of parameters; with ``frozen`` of those that are, or are not, frozen."""
+    return sum(
+        p.numel()
+        for module in modules
+        for p in module.parameters()
+        if frozen is None or p.requires_grad is not frozen
+    )
