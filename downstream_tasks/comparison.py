@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from downstream_tasks.cohort.confounds import confound_table, without_confounds
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
@@ -27,8 +29,9 @@ def baseline_rows(
     head: str = "",
     encoded_fit: FitEncoded | None = None,
     encoded_head: str = "",
+    names: Sequence[str] | None = None,
 ) -> list[FittedMethod]:
-    """The rows of ``evaluation.readouts`` and ``evaluation.baselines``.
+    """The rows of ``names``: by default ``evaluation.readouts`` and ``evaluation.baselines``.
 
     Args:
         fit, head: the protocol's own head on features, and its name. By default logistic or ridge
@@ -37,7 +40,8 @@ def baseline_rows(
             plain head instead where ``evaluation.controls`` is ``frozen``.
     """
     config = representations.config
-    names = (*config.evaluation.readouts, *config.baselines)
+    if names is None:
+        names = (*config.evaluation.readouts, *config.baselines)
     plain, frozen = plain_head(config), config.evaluation.controls == "frozen"
 
     def fit_plain(features: np.ndarray, problem: Problem) -> HeadResult:
@@ -71,6 +75,41 @@ def baseline_rows(
         ]
         representations.forget(name)
     return rows
+
+
+def confound_rows(
+    representations: Representations,
+    problems: Sequence[Problem],
+    fit: FitFeatures | None = None,
+    head: str = "",
+) -> list[FittedMethod]:
+    """The rows once more with ``data.confounds`` removed, and what the confounds alone predict.
+
+    ``fit`` and ``head`` as in :func:`baseline_rows`. Without them the model's own row and its
+    controls are not of feature tables (tokens, fine-tuning), and have no corrected row.
+    """
+    config = representations.config
+    data, plain = config.data, plain_head(config)
+    if not data.confounds:
+        return []
+    table = confound_table(representations.cohort, data.confounds).astype(np.float32)
+    results = [fit_head(plain, table, problem, config.heads) for problem in problems]
+    alone = FittedMethod("Confounds alone", plain, "baseline", results, "confounds")
+    names = ["model", *config.evaluation.readouts, *config.baselines]
+    of_tables = [name for name in names if REGISTRY[name].reads != "nothing"]
+    if fit is None:
+        own = {"model", *(name for name in names if REGISTRY[name].is_control)}
+        of_tables = [name for name in of_tables if name not in own]
+    corrected = problems
+    if data.confounds_from == "target":
+        corrected = [
+            without_confounds(problem, data.confounds, data.label_normalization)
+            for problem in problems
+        ]
+    rows = baseline_rows(representations.without_confounds(), corrected, fit, head, names=of_tables)
+    if data.confounds_from == "target":
+        rows = [replace(row, problems=corrected) for row in rows]
+    return [alone, *rows]
 
 
 def plain_head(config: DownstreamConfig) -> str:

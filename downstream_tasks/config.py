@@ -69,6 +69,12 @@ class DataConfig:
     unit: Literal["person", "run", "event"] = "person"  # what gets one score
     runs: tuple[str, ...] = ()  # only these values of the column run; empty: all
     disjoint: tuple[str, ...] = ("family_id",)  # columns no value of which may be in two parts
+    # Columns of participants.tsv whose linear effects are removed, in rows of their own; columns of
+    # text are categorical, and so is C(column), for sites that have numbers.
+    confounds: tuple[str, ...] = ()
+    confounds_from: Literal["features", "target"] = "features"  # target: regression only
+    harmonize: str | None = None  # column that names the site, whose effects ComBat takes out
+    harmonize_keep: tuple[str, ...] = ()  # columns whose effects on features ComBat leaves there
     label_normalization: bool = True  # z-score regression targets on training people
     normalization: Literal["checkpoint", Method] = (
         "checkpoint"  # what pretraining used; zscore_sample if the file does not say
@@ -399,6 +405,7 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
     given = [k for k in ("downsample", "stride", "target_tr") if getattr(data, k) is not None]
     first, last = (given[0], given[-1]) if given else ("", "stride")
     yield Relation(len(given) < 2, f"data.{last}", f"unset beside {first}")
+    yield from _adjustment_relations(config)
     split = config.split
     yield Relation(
         (split.source == "site") == (split.site is not None),
@@ -457,3 +464,36 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         yield Relation(
             section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", "0 to epochs"
         )
+
+
+def _adjustment_relations(config: DownstreamConfig) -> Iterator[Relation]:
+    """What ties confounds and harmonisation to the rest."""
+    data, split = config.data, config.split
+    named = [name.removeprefix("C(").removesuffix(")").strip() for name in data.confounds]
+    yield Relation(data.target not in named, "data.confounds", "other columns than data.target")
+    yield Relation(
+        data.confounds_from == "features" or data.type == "regression",
+        "data.confounds_from",
+        "features for a classification: a class has no residual",
+    )
+    yield Relation(
+        data.confounds_from == "features" or config.protocol != "fine_tune",
+        "data.confounds_from",
+        "features with protocol fine_tune, of whose rows only the baselines are corrected",
+    )
+    yield Relation(
+        data.harmonize is None or split.source != "site",
+        "data.harmonize",
+        "unset with split.source site: the effect of a site that is left out cannot be learnt",
+    )
+    frozen = ("linear_probe", "logistic", "ridge", "knn")
+    yield Relation(
+        data.harmonize is None or config.protocol in frozen,
+        "data.harmonize",
+        f"unset with protocol {config.protocol}: ComBat is of feature tables ({', '.join(frozen)})",
+    )
+    yield Relation(
+        data.harmonize is not None or not data.harmonize_keep,
+        "data.harmonize_keep",
+        "empty without data.harmonize",
+    )

@@ -17,6 +17,7 @@ from downstream_tasks.cohort.runs import (
     stored_splits,
 )
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.features.adjust import FeatureAdjustment
 from downstream_tasks.notes import qualify, training_people
 from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import CheckpointInfo
@@ -122,6 +123,9 @@ def prepare(
     _check_unseen(pretrained, test_people)
     seen = people_of_pretraining(pretrained, test_people)
     problems = pose_problems(config, cohort, runs)
+    adjustment = FeatureAdjustment(config.data, cohort)
+    for problem in problems:
+        adjustment.check(problem)
     first = problems[0].split.train
     if all(np.array_equal(problem.split.train, first) for problem in problems):
         pretrained = with_split_statistics(pretrained, config.data, cohort, first)
@@ -141,6 +145,7 @@ def prepare(
         save_splits(config.output_dir, cohort, runs)
     pretrained_on = None if seen is None else len(seen)
     notes = (*notes, *split_notes(cohort, config.split, runs))
+    settings = settings | adjustment.settings()
     return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes, settings)
 
 

@@ -20,7 +20,7 @@ from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem, Target, make_target
 from downstream_tasks.cohort.runs import RunSplit, check_folds, make_splits
 from downstream_tasks.cohort.splits import Split, assert_disjoint, run_name
-from downstream_tasks.comparison import FitEncoded, baseline_rows, frozen_row
+from downstream_tasks.comparison import FitEncoded, baseline_rows, confound_rows, frozen_row
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import control_of, fine_tune, score_test, steps_to_take
 from downstream_tasks.evaluation import (
@@ -143,9 +143,8 @@ def table_rows(
     labelled = all(len(problem.split.train) for problem in problems)
     if labelled and representations.config.evaluation.controls != "none":
         rows.append(frozen_row(representations, problems))
-    return rows + baseline_rows(
-        representations, problems, encoded_fit=fine_tuned, encoded_head=HEAD_NAME
-    )
+    rows += baseline_rows(representations, problems, encoded_fit=fine_tuned, encoded_head=HEAD_NAME)
+    return rows + confound_rows(representations, problems)
 
 
 # --- evaluation of stored checkpoints ------------------------------------------------------------

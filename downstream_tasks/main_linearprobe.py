@@ -14,7 +14,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from downstream_tasks.cohort.problem import Problem
-from downstream_tasks.comparison import baseline_rows, no_features_row, plain_head
+from downstream_tasks.comparison import (
+    baseline_rows,
+    confound_rows,
+    no_features_row,
+    plain_head,
+)
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, prepare
 from downstream_tasks.features.encode import weights_digest
@@ -82,6 +87,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         save_head(_head_path(config, problem), result, about)
     methods = study_methods(representations, head)  # before the rows, which let go of features
     if config.protocol == "attentive_probe":  # raw baselines have no tokens to attend to
+        corrected = confound_rows(representations, problems)
         others = baseline_rows(
             representations,
             problems,
@@ -89,10 +95,10 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             encoded_fit=lambda name, problem: encoded_fit(representations, name)(problem),
         )
     else:
-        others = baseline_rows(
-            representations, problems, lambda x, problem: fit_features(config, x, problem), head
-        )
-    rows = [FittedMethod(MODEL_NAME, head, "model", results, "model"), *others]
+        fit = partial(fit_features, config)
+        corrected = confound_rows(representations, problems, fit, head)
+        others = baseline_rows(representations, problems, fit, head)
+    rows = [FittedMethod(MODEL_NAME, head, "model", results, "model"), *others, *corrected]
     studies = run_studies(config, problems, rows, *methods)
     return write_report(
         config.output_dir,
@@ -121,12 +127,22 @@ def study_methods(representations: Representations, head: str) -> tuple[list[Met
     model = Method(MODEL_NAME, head, encoded_fit(representations, "model"))
     tested, compared = [model], [model]
     if "fc" in baselines:
-        features, title = representations.features("fc"), representations.title("fc")
-        fc = Method(title, plain, partial(fit_head, plain, features, config=config.heads))
+        title = representations.title("fc")
+
+        def features(problem: Problem) -> np.ndarray:
+            return representations.features("fc", problem)
+
+        def fit_plain(problem: Problem) -> HeadResult:
+            return fit_head(plain, features(problem), problem, config.heads)
+
+        def fit_own(problem: Problem) -> HeadResult:
+            return fit_features(config, features(problem), problem)
+
+        fc = Method(title, plain, fit_plain)
         tested.append(fc)
         compared.append(fc)
         if config.protocol != "attentive_probe" and head != plain:
-            compared.append(Method(title, head, partial(fit_features, config, features)))
+            compared.append(Method(title, head, fit_own))
     if "random_weights" in baselines:
         title = representations.title("random_weights")
         compared.append(Method(title, head, encoded_fit(representations, "random_weights")))
@@ -146,7 +162,7 @@ def encoded_fit(representations: Representations, name: str) -> Callable[[Proble
     def fit(problem: Problem) -> HeadResult:
         own, config = representations.of(problem), representations.config
         if config.protocol != "attentive_probe":
-            return fit_features(config, own.features(name, problem), problem)
+            return fit_features(config, representations.features(name, problem), problem)
         return attentive_probe(
             own.encoded(name, "token"),
             own.clips.example_of_item,
@@ -171,6 +187,7 @@ def describe_head(representations: Representations) -> dict[str, str]:
         "type": config.data.type,
         "target": config.data.target,
         "classes": json.dumps(representations.cohort.classes),
+        "harmonised": json.dumps([config.data.harmonize, *config.data.harmonize_keep]),
     }
 
 

@@ -80,6 +80,20 @@ ROWS = [
         "a missing fold is an error",
     ),
     (
+        "downstream_tasks/cohort/confounds.py",
+        "effects = np.linalg.lstsq(z[train], y[train] - y[train].mean(axis=0), rcond=None)[0]",
+        "effects = np.linalg.lstsq(z, y - y[train].mean(axis=0), rcond=None)[0]",
+        "tests/downstream_tasks/features/test_adjust.py::test_nothing_is_learnt_from_test_people",
+        "effects of confounds are those of training people",
+    ),
+    (
+        "downstream_tasks/features/adjust.py",
+        "values[np.ix_(train, varies)],\n            covariates.iloc[train].reset_index(drop=True),",
+        "values[:, varies],\n            covariates,",
+        "tests/downstream_tasks/features/test_adjust.py::test_nothing_is_learnt_from_test_people",
+        "ComBat is learnt on training people",
+    ),
+    (
         "downstream_tasks/cohort/examples.py",
         "return units, total / counts, self.y",
         "return units, total, self.y",

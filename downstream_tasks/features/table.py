@@ -1,5 +1,6 @@
 """Features of the examples of a cohort by name: the model's, the baselines', the controls'."""
 
+import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from downstream_tasks.cohort.clips import ExampleClips, lacks_statistics, with_s
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.features.adjust import FeatureAdjustment
 from downstream_tasks.features.baselines import Features, feature_table
 from downstream_tasks.features.encode import FeatureStore, encode_clips, mean_over_clips
 from downstream_tasks.features.registry import REGISTRY, Representation
@@ -37,6 +39,8 @@ class Representations:
         self.has_events = bool((cohort.examples["start"] >= 0).any())
         self.patch = config.data.scored_patch if self.has_events else None
         self.store = FeatureStore(Path(config.output_root) / "features")
+        self.adjust = FeatureAdjustment(config.data, cohort)
+        self.confounds_removed = False
         self._kept: dict[str, np.ndarray] = {}
         self._fitted_on: dict[str, np.ndarray] = {}  # training examples
         self._of_each_split = lacks_statistics(config.data, pretrained)
@@ -73,15 +77,29 @@ class Representations:
     def title(self, name: str) -> str:
         """Name of the row of a baseline."""
         regression = not self.cohort.is_classification
-        return REGISTRY[name].title_of(self.has_events, regression)
+        title = REGISTRY[name].title_of(self.has_events, regression)
+        return f"{title}, confounds removed" if self.confounds_removed else title
+
+    def without_confounds(self) -> "Representations":
+        """The same, whose features have the linear effects of ``data.confounds`` removed."""
+        other = copy.copy(self)
+        other.confounds_removed = True
+        return other
 
     def features(self, name: str, problem: Problem | None = None) -> np.ndarray:
         """Features ``[n_examples, F]``; those of several clips are averaged.
 
-        What is fitted on training people needs the ``problem`` that says who they are.
+        What is fitted on training people needs the ``problem`` that says who they are: some
+        features, and what :mod:`adjust` does to all of them.
         """
-        if (own := self.of(problem)) is not self:
-            return own.features(name, problem)
+        features = self.of(problem).unadjusted(name, problem)
+        remove = self.confounds_removed and self.config.data.confounds_from == "features"
+        if remove or self.config.data.harmonize is not None:
+            return self.adjust(features, problem, remove)
+        return features
+
+    def unadjusted(self, name: str, problem: Problem | None = None) -> np.ndarray:
+        """The same before :mod:`adjust`."""
         if REGISTRY[name].fitted:
             return self._fitted(REGISTRY[name], problem)
         if name not in self._kept:

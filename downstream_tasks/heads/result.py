@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit, softmax
 
+from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.features.registry import Kind
 
 _CHUNK = 1024  # examples
@@ -91,7 +92,8 @@ class FittedMethod:
     """A representation, a head, and what it gave in every run: what becomes a line of the table.
 
     ``results`` has one entry per problem (seed). Scores of examples outside the test part are not
-    looked at and may be NaN. ``representation`` is its name in the registry of features, if any.
+    looked at and may be NaN. ``representation`` is its name in the registry of features, if any;
+    ``problems`` are those it was fitted on where its target is not that of the other rows.
     """
 
     name: str
@@ -99,3 +101,4 @@ class FittedMethod:
     kind: Kind
     results: Sequence[HeadResult]
     representation: str = ""
+    problems: Sequence[Problem] | None = None

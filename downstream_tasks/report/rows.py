@@ -33,7 +33,8 @@ def score_rows(
     design = study_design(problems)
     rows, runs_of = [], {}
     for method in methods:
-        runs = [_score(cohort, p, h) for p, h in zip(problems, method.results, strict=True)]
+        of_method = method.problems or problems
+        runs = [_score(p.cohort, p, h) for p, h in zip(of_method, method.results, strict=True)]
         notes = _notes(method.results)
         if method.head != "none":  # that everyone gets the same is what a row without a head is for
             notes += degenerate_notes(runs, cohort.classes)
@@ -53,8 +54,10 @@ def score_rows(
         )
         rows.append(row)
         runs_of[row.label] = runs
+    # A row of another target (confounds removed from it) has nothing in common to be better at.
+    same_target = [row for row, m in zip(rows, methods, strict=True) if m.problems is None]
     comparisons = compare_rows(
-        rows, runs_of, config.metric, design, n_exchanges=config.evaluation.n_bootstrap
+        same_target, runs_of, config.metric, design, n_exchanges=config.evaluation.n_bootstrap
     )
     return tuple(rows), comparisons
 

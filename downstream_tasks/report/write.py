@@ -104,9 +104,9 @@ def predictions_table(
     """One line per method, seed and scored unit of the test part; targets in their own unit."""
     parts = []
     for row in methods:
-        for problem, result in zip(problems, row.results, strict=True):
+        for problem, result in zip(row.problems or problems, row.results, strict=True):
             test, target = problem.split.test, problem.target
-            units, scores, y = cohort.unit_mean(result.scores[test], test)
+            units, scores, y = problem.cohort.unit_mean(result.scores[test], test)
             part = cohort.units.iloc[units].reset_index(drop=True)
             part.insert(0, "method", row.name)
             part.insert(1, "head", row.head)

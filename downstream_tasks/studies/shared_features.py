@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.features.table import Representations
 
 _EXAMPLE = ["row", "start"]  # which run, from which frame: what features depend on
@@ -21,10 +23,12 @@ class SharedRepresentations(Representations):
         of_whole = pd.MultiIndex.from_frame(whole.cohort.examples[_EXAMPLE])
         self._rows = of_whole.get_indexer(pd.MultiIndex.from_frame(cohort.examples[_EXAMPLE]))
 
-    def features(self, name: str) -> np.ndarray:
+    def unadjusted(self, name: str, problem: Problem | None = None) -> np.ndarray:
         """As of :class:`Representations`; of everyone they are computed once."""
+        if REGISTRY[name].fitted:  # on the training people of this target
+            return super().unadjusted(name, problem)
         if name not in self._kept:
-            self._kept[name] = rows_of(self.whole.features(name), self._rows)[:]
+            self._kept[name] = rows_of(self.whole.unadjusted(name), self._rows)[:]
         return self._kept[name]
 
     def encoded(self, name: str, level: str) -> "np.ndarray | RowsOf":
