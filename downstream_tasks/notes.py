@@ -12,7 +12,9 @@ import numpy as np
 
 from downstream_tasks.cohort.clips import ExampleClips, lacks_statistics, task_clip_input
 from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.comparison import plain_head
 from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.features.registry import REGISTRY
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
@@ -66,6 +68,7 @@ def qualify(
         "test people seen in pretraining": (
             "not known" if seen is None else f"{len(seen)} of {len(test_people)}, by id"
         ),
+        **_training(config),
     }
     return notes, settings
 
@@ -78,6 +81,19 @@ def training_people(config: DownstreamConfig, pretrained: Pretrained) -> str | N
         return "in the checkpoint"
     # The release's files and exports name no one.
     return "as split.file says" if config.split.file else "unknown"
+
+
+def _training(config: DownstreamConfig) -> dict[str, str]:
+    """What fine-tuning trains, and what the rows of controls went through."""
+    text, ft = {}, config.fine_tune
+    if config.protocol == "fine_tune" and ft.lora_rank:
+        alpha = ft.lora_rank if ft.lora_alpha is None else ft.lora_alpha
+        text["trained"] = f"the head and adapters of rank {ft.lora_rank} (alpha {alpha:g})"
+    same = "fine-tuned as the model is" if config.protocol == "fine_tune" else "the model's head"
+    frozen = f"frozen features and {plain_head(config)} regression"
+    how = {"same": same, "frozen": frozen, "none": "left out"}[config.evaluation.controls]
+    asked_for = any(REGISTRY[name].is_control for name in config.evaluation.baselines)
+    return text | ({"controls": how} if asked_for and config.protocol != "fingerprint" else {})
 
 
 def _input_note(config: DownstreamConfig, pretrained: Pretrained) -> str | None:

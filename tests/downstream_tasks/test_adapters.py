@@ -129,6 +129,7 @@ def test_stored_files_are_plain_and_adapters_stand_beside_them(make_config, rehe
     read = PeftModel.from_pretrained(frozen, str(folder / "adapters")).eval()
     expected = fine_tuned_model(best)(clip())
     torch.testing.assert_close(read(clip()), expected, rtol=1e-4, atol=1e-5)
+    assert results.settings["trained"] == "the head and adapters of rank 2 (alpha 8)"
     # The table says how much was trained; the same by --eval.
     again = main_finetune.run(config, [CPU], evaluate=True)
     for row in (results.rows[0], again.rows[0]):

@@ -296,6 +296,23 @@ def test_too_few_people_in_any_run_is_found_before_the_first_step(make_config, m
         main_finetune.run(config, [CPU])
 
 
+def test_the_table_says_what_controls_went_through(trained, make_config):
+    config, results = trained
+    assert results.settings["controls"] == "fine-tuned as the model is"
+    assert "controls: fine-tuned as the model is" in (config.output_dir / "results.md").read_text()
+    shared = {"baselines": ["held_constant"]}
+    said = {}
+    for controls in ("same", "frozen", "none"):
+        probe = make_config(evaluation=shared | {"controls": controls}, heads=HEADS)
+        probe.protocol = "logistic"
+        said[controls] = main_linearprobe.run(probe, CPU).settings["controls"]
+    assert said == {
+        "same": "the model's head",
+        "frozen": "frozen features and logistic regression",
+        "none": "left out",
+    }
+
+
 def test_default_is_the_same_protocol():
     assert load_task("hca_sex").evaluation.controls == "same"
     with pytest.raises(UserError, match=r"evaluation\.controls.*same, frozen, none"):
