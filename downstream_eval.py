@@ -23,14 +23,17 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from downstream_tasks import main_finetune, main_linearprobe
-from downstream_tasks.config import DownstreamConfig, Protocol, load_task
+from downstream_tasks.config import DownstreamConfig, Protocol
 from downstream_tasks.features import embed
+from downstream_tasks.release import PROTOCOL_ALIASES, absent_switches
 from downstream_tasks.report import compare
 from downstream_tasks.report.markdown import results_markdown
+from downstream_tasks.task_files import load_task, read_tasks, task_names
 from src.pretrained import export
 from src.pretrained.arguments import two_numbers
 from src.utils.distributed import default_devices, is_first_process, parse_devices
 from src.utils.errors import UserError, nearest, run_main
+from src.utils.flags import unknown_flag
 from src.utils.logging import setup_logging
 from src.utils.yaml_config import parse_override
 
@@ -50,6 +53,7 @@ KEYS = {
     "load_path": "model.load_path",
     "load_epoch": "model.load_epoch",
     "model_name": "model.model_name",
+    "num_heads": "model.num_heads",
     "crop_size": "model.crop_size",
     "patch_size": "model.patch_size",
     "pred_depth": "model.pred_depth",
@@ -60,15 +64,29 @@ KEYS = {
     "resample_splits": "split.resample",
     "output_root": "output_root",
 }
+SWITCHES = (
+    *("use_normalization", "downsample", "label_normalization"),
+    *("gradient_checkpointing", "resample_splits"),
+)
 PROTOCOL_KEYS = ("batch_size", "epochs", "blr", "min_lr", "smoothing", "gradient_checkpointing")
 
 
-def boolean(text: str) -> bool:
-    """``true`` or ``false``; the release has some of these flags with a value, some without."""
+def boolean(text: str) -> bool | str:
+    """``true`` or ``false``; the release has some of these flags with a value, some without.
+
+    An override that follows a switch is read as its value, and returned as it is.
+    """
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if "=" in text:
+        return text
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
     return values[text.lower()]
+
+
+def epoch_number(text: str) -> int | None:
+    """The number of an epoch; the release's default is an empty text, the latest."""
+    return int(text) if text else None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,18 +98,26 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         epilog="Everything else is a key of the task file (downstream_tasks/config.py lists them): "
-        "section.key=value. What a checkpoint states need not be given.",
+        "section.key=value, which wins over flags. What a checkpoint states need not be given.\n"
+        "With --data_make_fn, as in the release, an absent switch is off, whatever the files "
+        "say:\n--use_normalization (data.normalization=none), --downsample, --label_normalization. "
+        "With --config\nalone the task file decides.",
     )
     switch = {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--config", help="task: a YAML file, or a name in configs/downstream")
-    what.add_argument("--data_make_fn", help="the release's name for a task, such as hca_sex")
-    what.add_argument("--downstream_task", choices=get_args(Protocol), help="the protocol")
+    what.add_argument("--config", help="task: a YAML file, or a name in configs/downstream; beside "
+                      "--data_make_fn a file of settings for it")  # fmt: skip
+    what.add_argument("--data_make_fn", help="the release's way to name a task, such as hca_sex; "
+                      "absent switches are then off (see below)")  # fmt: skip
+    what.add_argument("--downstream_task", choices=(*get_args(Protocol), *PROTOCOL_ALIASES),
+                      help="the protocol; linprobe is linear_probe")  # fmt: skip
     what.add_argument("--task", choices=("classification", "regression"), help="kind of target")
     what.add_argument("--data_path", help="data-set folder, in place of the task's")
     what.add_argument("--nb_classes", type=int, help="number of classes, checked against the data")
     what.add_argument("--load_path", help="checkpoint, folder of a run, or exported model")
-    what.add_argument("--load_epoch", type=int, help="of a run's folder (default: the latest)")
+    what.add_argument(
+        "--load_epoch", type=epoch_number, help="of a run's folder (default: the latest)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--num_seed", type=int, help="runs, reported as mean (SD)")
     how.add_argument("--resample_splits", **switch, help="new people for every run")
@@ -114,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--label_normalization", **switch, help="z-score regression targets")
     model = parser.add_argument_group("model", "checked against the checkpoint where it says")
     model.add_argument("--model_name")
+    model.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
     model.add_argument("--crop_size", type=two_numbers, metavar="ROIS,FRAMES")
     model.add_argument("--patch_size", type=int)
     model.add_argument("--pred_depth", type=int)
@@ -125,12 +152,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """The flags that are given; empty ones, which the release's scripts pass, count as absent."""
+    parser = build_parser()
+    parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        names = [name for name in parser._option_string_actions if name.startswith("--")]
+        raise unknown_flag(unknown[0], arguments, names, DownstreamConfig)
+    flags = {name: value for name, value in vars(parsed).items() if value not in ("", None)}
+    # An override written right after the devices or a switch is read as theirs.
+    overrides = flags["overrides"] + [name for name in flags["devices"] if "=" in name]
+    for name, value in flags.items():
+        if isinstance(value, str) and name in SWITCHES:
+            overrides.append(value)
+            flags[name] = True
+    if command := next((name for name in overrides if name in COMMANDS), None):
+        raise UserError(f"'{command}' is a command, and comes first: {command} [flags].")
+    devices = [name for name in flags["devices"] if "=" not in name]
+    return flags | {"devices": devices, "overrides": overrides}
+
+
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Run one of :data:`COMMANDS` with its own flags."""
     if name not in COMMANDS:
+        known = name in task_names() and f" The task of that name: --config {name}."
         raise UserError(
-            f"no command '{name}'.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}; "
-            "an evaluation begins with --config."
+            f"no command '{name}'.{known or nearest(name, COMMANDS)} Commands: "
+            f"{', '.join(COMMANDS)}; an evaluation begins with --config."
         )
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(
@@ -152,14 +200,10 @@ def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
         method = "zscore_sample" if flags["use_normalization"] else "none"
         overrides["data.normalization"] = method
     overrides |= dict(map(parse_override, flags["overrides"]))
-    config = load_task(*sources, overrides=overrides)  # the files may name the protocol
-    section = getattr(config, config.protocol, None)
+    if "data_make_fn" in flags:
+        overrides |= absent_switches(read_tasks(*sources), overrides)
     given = {name: flags[name] for name in PROTOCOL_KEYS if name in flags}
-    used = {name: value for name, value in given.items() if hasattr(section, name)}
-    if ignored := [f"--{name}" for name in given if name not in used]:
-        # Command lines of the release carry all its flags, whatever is run.
-        logger.warning("without effect for %s: %s", config.protocol, ", ".join(ignored))
-    return load_task(*sources, overrides=overrides, protocol_overrides=used) if used else config
+    return load_task(*sources, overrides=overrides, protocol_flags=given)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,10 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         run_command(arguments[0], arguments[1:])
         return
-    flags = vars(build_parser().parse_intermixed_args(arguments))
-    # An override written right after the devices is read as one of them; no device holds a "=".
-    flags["overrides"] += [name for name in flags["devices"] if "=" in name]
-    devices = parse_devices([name for name in flags["devices"] if "=" not in name])
+    flags = parse_flags(arguments)
+    devices = parse_devices(flags["devices"])
     config = config_from_flags(flags)
     if config.protocol != "fine_tune" or flags["evaluate"]:
         if len(devices) > 1:

@@ -5,16 +5,15 @@ from src.utils.parent_watch import begin_program
 begin_program(__name__)
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
 from src import train
 from src.config import Config, load_config
 from src.utils.distributed import default_devices, is_first_process, launch, parse_devices
-from src.utils.errors import UserError, nearest, run_main
+from src.utils.errors import run_main
+from src.utils.flags import unknown_flag
 from src.utils.logging import setup_logging
-from src.utils.yaml_config import nearest_key
 
 FLAGS = ("--fname", "--devices", "--resume")
 
@@ -50,26 +49,11 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[str, list[str], bool, lis
     )
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        raise _unknown_flag(unknown[0], arguments)
+        raise unknown_flag(unknown[0], arguments, FLAGS, Config)
     # An override written right after the devices is read as one of them; no device holds a "=".
     devices = [name for name in parsed.devices if "=" not in name]
     overrides = parsed.overrides + [name for name in parsed.devices if "=" in name]
     return parsed.fname, devices, parsed.resume, overrides
-
-
-def _unknown_flag(argument: str, arguments: Sequence[str]) -> UserError:
-    """Name the override that was meant, or else the flag."""
-    flag, equals, value = argument.partition("=")
-    if key := nearest_key(flag.lstrip("-"), Config):
-        after = [*arguments[arguments.index(argument) + 1 :], "-"][0]
-        if not equals:
-            value = "VALUE" if after.startswith("-") else after
-        override = shlex.quote(f"{key}={value}")
-        return UserError(f"unknown flag {flag}; a key of the config is set by {override}.")
-    return UserError(
-        f"unknown flag {flag}.{nearest(flag, FLAGS)} Flags: {', '.join(FLAGS)}; keys of the config "
-        "are set by section.key=value."
-    )
 
 
 if __name__ == "__main__":

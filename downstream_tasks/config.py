@@ -26,10 +26,7 @@ from src.utils.yaml_config import (
     at_least,
     check_relations,
     from_dict,
-    merge,
-    nested,
     plain,
-    read_yaml,
 )
 
 # YAML reads bare yes and no as true and false, which no table of people holds.
@@ -45,8 +42,6 @@ TrainSize = Annotated[
     Limit("shares up to 1.0 or numbers of people", lambda x: 0 < x <= 1 or x == int(x) > 1),
 ]
 BelowOne = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
-
-TASK_FOLDER = Path("configs/downstream")
 
 Protocol = Literal[
     "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "knn", "fingerprint"
@@ -144,9 +139,9 @@ class EvaluationConfig:
     readouts: tuple[str, ...] = ()  # rows for these readouts too, from the same pass
     metric: str | None = None  # selects on validation, compared with FC; unset: by task type
     n_bootstrap: Count = 1000
-    # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
-    # everyone the majority class); what is trained by gradient is unweighted, as published.
-    class_weights: Literal["none", "balanced"] | None = None
+    # In the loss of every head and of fine-tuning, and in the votes of nearest neighbours: none, as
+    # published, or balanced, by which rare classes count as much as common ones.
+    class_weights: Literal["none", "balanced"] = "none"
     baselines: tuple[str, ...] = (  # names of features/registry.py
         "majority",
         "fc",
@@ -179,6 +174,7 @@ class FineTuneConfig:
     batch_size: Count = 16
     epochs: Count = 50
     blr: float = 1e-3  # x batch / 256
+    lr: Positive | None = None  # the rate itself, in place of that
     min_lr: float = 1e-6
     warmup_epochs: NonNegative = 0.0
     weight_decay: float = 0.05
@@ -193,21 +189,24 @@ class FineTuneConfig:
     lora_rank: Natural = 0
     lora_alpha: Positive | None = None
     use_bfloat16: bool = True
-    class_weights: bool | None = None  # unset, here and below: evaluation.class_weights
 
 
 @dataclass
 class LinearProbeConfig:
-    """LARS on frozen pooled features (method 7); all combinations train in one pass."""
+    """LARS on frozen pooled features: as published (method 8.14), or over a grid of settings."""
 
+    recipe: Literal["published", "grid"] = "published"
     batch_size: Count = 64
     epochs: Count = 50
-    blr: Grid = (0.01, 1.0, 10.0, 100.0, 300.0)  # x batch / 256; published: 0.01
-    weight_decay: Annotated[tuple[NonNegative, ...], NOT_EMPTY] = (0.0, 1e-4, 1e-2)  # published: 0
+    blr: Positive = 0.01  # published recipe; x batch / 256
+    lr: Positive | None = None  # published recipe; the rate itself, in place of that
+    weight_decay: NonNegative = 0.0  # published recipe
+    # recipe: grid; all combinations are trained in one pass and validation picks one
+    grid_blr: Grid = (0.01, 1.0, 10.0, 100.0, 300.0)  # x batch / 256
+    grid_weight_decay: Annotated[tuple[NonNegative, ...], NOT_EMPTY] = (0.0, 1e-4, 1e-2)
     min_lr: float = 0.0
     warmup_epochs: NonNegative = 0.0
     smoothing: BelowOne = 0.0
-    class_weights: bool | None = None
 
 
 @dataclass
@@ -221,7 +220,6 @@ class AttentiveProbeConfig:
     warmup_epochs: NonNegative = 2.0
     num_heads: int | None = None  # unset: one head per 64 dimensions
     smoothing: BelowOne = 0.0
-    class_weights: bool | None = None
 
 
 @dataclass
@@ -234,7 +232,6 @@ class HeadsConfig:
     alpha: Grid = (1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
     n_neighbors: Annotated[tuple[Count, ...], NOT_EMPTY] = (20, 10, 5, 3, 1)
     max_components: Count = 2048  # wider features of larger cohorts are reduced to these
-    class_weights: bool | None = None
 
 
 @dataclass
@@ -313,69 +310,18 @@ class DownstreamConfig:
         return plain(dataclasses.asdict(self))
 
 
-def load_task(
-    *sources: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    protocol_overrides: Mapping[str, Any] | None = None,
-) -> DownstreamConfig:
-    """Read task files (paths, or names of files in configs/downstream), later ones winning.
-
-    Args:
-        overrides: ``section.key`` (or a key of the top level) to a value; wins over the files.
-        protocol_overrides: the same for keys of the section of the protocol that is run; a single
-            number is a grid of one where that section has a grid.
-
-    Raises:
-        UserError: naming the file, the key, the value, what is allowed and the nearest key.
-    """
-    values: dict[str, Any] = {}
-    for source in sources:
-        path = task_path(source)
-        values = merge({"name": path.stem} | values, read_yaml(path))
-    where = " + ".join(str(task_path(source)) for source in sources) or "the flags"
-    for name, value in (overrides or {}).items():
-        values = merge(values, nested(name, value))
-    protocol = values.get("protocol", DownstreamConfig.protocol)
-    sections = {f.name: f.default_factory for f in dataclasses.fields(DownstreamConfig)}
-    for key, value in (protocol_overrides or {}).items():
-        default = getattr(sections[protocol](), key, None) if protocol in sections else None
-        if default is None:
-            raise UserError(f"--{key} means nothing to the protocol {protocol}; leave it out.")
-        grid = isinstance(default, tuple) and not isinstance(value, list | tuple)
-        values = merge(values, nested(f"{protocol}.{key}", [value] if grid else value))
-    return task_from_dict(values, where)
-
-
 def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
     """Build and check a :class:`DownstreamConfig`; ``where`` names the source in messages."""
     config = from_dict(DownstreamConfig, values, where)
     if not config.data.data_path:
-        raise UserError(f"{where}: data.data_path is missing: the data-set folder to evaluate on.")
+        raise UserError(
+            f"{where}: data.data_path is missing: the data-set folder to evaluate on. A file of "
+            "settings alone is laid over a task: --data_make_fn hca_sex --config FILE."
+        )
     if not config.data.target and config.protocol != "fingerprint":
         raise UserError(f"{where}: data.target is missing: the column to predict.")
     check_relations(config, _relations(config), where)
-    weights = config.evaluation.class_weights
-    for section in ("fine_tune", "linear_probe", "attentive_probe", "heads"):
-        values = getattr(config, section)
-        if values.class_weights is None:
-            follow_metric = section == "heads" and config.metric == "balanced_accuracy"
-            values.class_weights = weights == "balanced" if weights else follow_metric
     return config
-
-
-def task_path(source: str | Path) -> Path:
-    """Path of a task file given as a path or as a name such as ``hca_sex``."""
-    path = Path(source)
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return path
-    named = TASK_FOLDER / f"{path.name}.yaml"
-    if not named.is_file():
-        names = sorted(p.stem for p in TASK_FOLDER.glob("*.yaml"))
-        raise UserError(
-            f"no task '{source}': neither a file nor a name in {TASK_FOLDER}."
-            f"{nearest(path.name, names)} Tasks: {', '.join(names)}."
-        )
-    return named
 
 
 def _relations(config: DownstreamConfig) -> Iterator[Relation]:
@@ -459,6 +405,12 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         yield Relation(
             frozen or not sets, f"evaluation.{key}", f"{off} with {config.protocol}, {why}"
         )
+    published = (config.protocol, config.linear_probe.recipe) == ("linear_probe", "published")
+    yield Relation(
+        not (published and config.evaluation.level != "pooled"),
+        "evaluation.level",
+        "pooled, which the published linear probe reads; others with linear_probe.recipe=grid",
+    )
     for name in ("fine_tune", "linear_probe", "attentive_probe"):
         section = getattr(config, name)
         yield Relation(

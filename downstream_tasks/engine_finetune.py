@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from downstream_tasks.adapters import add_adapters
 from downstream_tasks.cohort.clips import ExampleClips, with_split_statistics
-from downstream_tasks.cohort.problem import Problem, class_weights, validation_score
+from downstream_tasks.cohort.problem import Problem, validation_score
 from downstream_tasks.config import DownstreamConfig, FineTuneConfig
 from downstream_tasks.features.controls import ShownAs
 from downstream_tasks.features.registry import REGISTRY
@@ -216,12 +216,12 @@ def without_pretraining(pretrained: Pretrained, seed: int) -> Pretrained:
 
 
 def make_schedule(ft: FineTuneConfig, steps_per_epoch: int, batch: int) -> WarmupCosine:
-    """Learning rate of the last layer: ``blr`` is for a ``batch`` of 256 clips (method 7)."""
+    """Learning rate of the last layer: ``lr``, or ``blr`` for 256 clips a step (method 7)."""
     return WarmupCosine(
         total=ft.epochs * steps_per_epoch,
         warmup=round(ft.warmup_epochs * steps_per_epoch),
         start=0.0,
-        peak=ft.blr * batch / 256,
+        peak=ft.blr * batch / 256 if ft.lr is None else ft.lr,
         final=ft.min_lr,
     )
 
@@ -269,10 +269,9 @@ def make_criterion(problem: Problem, ft: FineTuneConfig, device: torch.device) -
     n_classes = problem.target.n_classes
     if not n_classes:
         return lambda outputs, y: F.mse_loss(outputs[:, 0].float(), y)
-    weights = None
-    if ft.class_weights:
-        balanced = class_weights(problem.target.y[problem.split.train], n_classes)
-        weights = torch.as_tensor(balanced, dtype=torch.float32, device=device)
+    weights = problem.class_weights
+    if weights is not None:
+        weights = torch.as_tensor(weights, dtype=torch.float32, device=device)
 
     def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(

@@ -168,6 +168,7 @@ def pose_problems(
             config.metric,
             run.seed,
             run.fold,
+            balanced=config.evaluation.class_weights == "balanced",
         )
         for run in runs
     ]

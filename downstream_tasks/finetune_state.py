@@ -244,7 +244,11 @@ def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{section: config[section] for section in _FIXED_SECTIONS},
         # The metric as resolved: unset and the task's default are the same run.
-        "evaluation": {"metric": about["task"]["metric"], "clips": config["evaluation"]["clips"]},
+        "evaluation": {
+            "metric": about["task"]["metric"],
+            "clips": config["evaluation"]["clips"],
+            "class_weights": config["evaluation"]["class_weights"],
+        },
         "batch_size x accumulation_steps x devices": about["effective_batch"],
     }
 

@@ -262,9 +262,10 @@ def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) 
     else:
         ((_, _, split),) = make_splits(cohort, config.split, [seed])
     assert_disjoint(cohort, split)
+    balanced = config.evaluation.class_weights == "balanced"
     if task is None:
         target = make_target(cohort, split, config.data.label_normalization)
-        return Problem(cohort, split, target, config.metric, seed)
+        return Problem(cohort, split, target, config.metric, seed, balanced=balanced)
     if (config.data.type, list(cohort.classes)) != (task["type"], task["classes"]):
         raise UserError(
             f"{model.path} was fine-tuned for {task['type']} of {task['target']} "
@@ -277,7 +278,7 @@ def stored_problem(config: DownstreamConfig, cohort: Cohort, model: Pretrained) 
     else:
         mean, scale = task["target_mean"], task["target_scale"]
         target = Target((cohort.y - mean) / scale, mean, scale)
-    return Problem(cohort, split, target, config.metric, seed, fold)
+    return Problem(cohort, split, target, config.metric, seed, fold, balanced)
 
 
 def _stored_paths(config: DownstreamConfig) -> dict[tuple[str, str], Path]:

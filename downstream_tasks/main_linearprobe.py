@@ -27,7 +27,7 @@ from downstream_tasks.features.registry import MODEL_NAME
 from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.attentive_probe import AttentiveHead, attentive_probe, score_attentive
 from downstream_tasks.heads.estimators import fit_head
-from downstream_tasks.heads.linear_probe import lars_probe
+from downstream_tasks.heads.linear_probe import fc_norm, lars_grid, published_probe
 from downstream_tasks.heads.result import FittedMethod, HeadResult, LinearMap
 from downstream_tasks.main_fingerprint import run_fingerprint
 from downstream_tasks.report.folder import clear_results
@@ -39,7 +39,7 @@ from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import setup_logging
 
-HEAD_NAMES = {"linear_probe": "LARS", "attentive_probe": "attention"}
+PUBLISHED_NAME, GRID_NAME = "published LARS probe", "LARS grid"
 
 _HEAD_FILE = "head_{}.safetensors"  # name of the run
 
@@ -61,7 +61,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     evaluation = prepare(config, from_stored=evaluate)
     cohort, problems = evaluation.cohort, evaluation.problems
     representations = Representations(config, cohort, evaluation.pretrained, device)
-    head = HEAD_NAMES.get(config.protocol, config.protocol)
+    head = head_name(config)
     checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     if evaluate:
         results = [read_head(representations, problem) for problem in problems]
@@ -86,18 +86,19 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     for problem, result in zip(problems, results, strict=True):
         save_head(_head_path(config, problem), result, about)
     methods = study_methods(representations, head)  # before the rows, which let go of features
-    if config.protocol == "attentive_probe":  # raw baselines have no tokens to attend to
-        corrected = confound_rows(representations, problems)
-        others = baseline_rows(
-            representations,
-            problems,
-            encoded_head=head,
-            encoded_fit=lambda name, problem: encoded_fit(representations, name)(problem),
-        )
-    else:
-        fit = partial(fit_features, config)
-        corrected = confound_rows(representations, problems, fit, head)
-        others = baseline_rows(representations, problems, fit, head)
+    # Raw baselines have neither tokens to attend to nor a pooled token to normalise.
+    fit, fit_name = partial(fit_features, config), feature_head_name(config)
+    if config.protocol == "attentive_probe":
+        fit, fit_name = None, ""
+    corrected = confound_rows(representations, problems, fit, fit_name)
+    others = baseline_rows(
+        representations,
+        problems,
+        fit,
+        fit_name,
+        encoded_fit=lambda name, problem: encoded_fit(representations, name)(problem),
+        encoded_head=head,
+    )
     rows = [FittedMethod(MODEL_NAME, head, "model", results, "model"), *others, *corrected]
     studies = run_studies(config, problems, rows, *methods)
     return write_report(
@@ -141,18 +142,39 @@ def study_methods(representations: Representations, head: str) -> tuple[list[Met
         fc = Method(title, plain, fit_plain)
         tested.append(fc)
         compared.append(fc)
-        if config.protocol != "attentive_probe" and head != plain:
-            compared.append(Method(title, head, fit_own))
+        own = feature_head_name(config)
+        if config.protocol != "attentive_probe" and own != plain:
+            compared.append(Method(title, own, fit_own))
     if "random_weights" in baselines:
         title = representations.title("random_weights")
         compared.append(Method(title, head, encoded_fit(representations, "random_weights")))
     return tested, compared
 
 
+def feature_head_name(config: DownstreamConfig) -> str:
+    """Head of what the encoder does not compute."""
+    return GRID_NAME if config.protocol == "linear_probe" else config.protocol
+
+
+def head_name(config: DownstreamConfig) -> str:
+    """Head of what the encoder computes."""
+    if _is_published(config):
+        return PUBLISHED_NAME
+    return "attention" if config.protocol == "attentive_probe" else feature_head_name(config)
+
+
+def _is_published(config: DownstreamConfig) -> bool:
+    return config.protocol == "linear_probe" and config.linear_probe.recipe == "published"
+
+
 def fit_features(config: DownstreamConfig, features: np.ndarray, problem: Problem) -> HeadResult:
-    """The protocol's head on features ``[n_examples, F]``."""
+    """The protocol's head on features ``[n_examples, F]`` of any kind.
+
+    The published probe begins with a LayerNorm of pooled tokens, which other features are not: they
+    get the grid.
+    """
     if config.protocol == "linear_probe":
-        return lars_probe(features, problem, config.linear_probe)
+        return lars_grid(features, problem, config.linear_probe)
     return fit_head(config.protocol, features, problem, config.heads)
 
 
@@ -161,6 +183,9 @@ def encoded_fit(representations: Representations, name: str) -> Callable[[Proble
 
     def fit(problem: Problem) -> HeadResult:
         own, config = representations.of(problem), representations.config
+        if _is_published(config):
+            features = representations.features(name, problem)
+            return published_probe(features, problem, config.linear_probe)
         if config.protocol != "attentive_probe":
             return fit_features(config, representations.features(name, problem), problem)
         return attentive_probe(
@@ -183,6 +208,7 @@ def describe_head(representations: Representations) -> dict[str, str]:
     return {
         "encoder": weights_digest(representations.pretrained.encoder),
         "protocol": config.protocol,
+        "head": head_name(config),
         "level": "token" if config.protocol == "attentive_probe" else config.evaluation.level,
         "type": config.data.type,
         "target": config.data.target,
@@ -221,7 +247,9 @@ def read_head(representations: Representations, problem: Problem) -> HeadResult:
     arrays = load_file(path)
     if "linear.weight" in arrays:
         linear = LinearMap(arrays["linear.weight"], arrays["linear.bias"])
-        scores = linear.scores(representations.features("model", problem), n_classes)
+        features = representations.features("model", problem)
+        features = fc_norm(features) if _is_published(config) else features
+        scores = linear.scores(features, n_classes)
         return HeadResult(scores, {}, linear=linear)
     tokens = representations.encoded("model", "token")
     settings = config.attentive_probe

@@ -2166,8 +2166,22 @@ ROWS = [
         "limits are checked",
     ),
     (
+        "src/utils/flags.py",
+        "if keys and (keys[0].rpartition",
+        "if False and (keys[0].rpartition",
+        "tests/downstream_tasks/test_eval.py::test_hints_are_of_the_kind_that_was_meant",
+        "a key's name as a flag is answered with the override",
+    ),
+    (
+        "src/pretrained/load.py",
+        "if not named and epoch is not None and epoch != load_epoch:",
+        "if False:",
+        "tests/pretrained/test_load.py::test_an_epoch_that_the_file_is_not_of",
+        "load_epoch that contradicts the file is refused",
+    ),
+    (
         "src/utils/yaml_config.py",
-        "        return same[0]\n",
+        "        return same\n",
         "        pass\n",
         "tests/test_config.py::test_a_mistake_is_one_clear_line",
         "a key in the wrong section is told its own",
@@ -2188,10 +2202,10 @@ ROWS = [
     ),
     (
         "src/utils/yaml_config.py",
-        "dict(reversed(beside))",
-        "dict(beside)",
+        "return [full for key, full in beside if close and key == close[0]]",
+        "return [full for key, full in beside if close and key == close[0]][:1]",
         "tests/downstream_tasks/test_config.py::test_values_that_no_evaluation_can_have",
-        "of equal names the first is proposed",
+        "a key of several sections is proposed in all of them",
     ),
     (
         "main.py",
@@ -2201,7 +2215,7 @@ ROWS = [
         "an unknown flag is refused",
     ),
     (
-        "main.py",
+        "src/utils/flags.py",
         'shlex.quote(f"{key}={value}")',
         'f"{key}={value}"',
         "tests/test_main.py::test_the_proposed_override_is_one",

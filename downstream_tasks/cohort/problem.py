@@ -38,6 +38,7 @@ class Problem:
     """One run of an evaluation: who is in which part, what to predict, what picks a setting.
 
     ``fold`` is the number of the test fold where every person is tested once per seed.
+    ``balanced``: whether the classes count alike in training, whatever the head.
     """
 
     cohort: Cohort
@@ -46,11 +47,19 @@ class Problem:
     metric: str
     seed: int
     fold: int | None = None
+    balanced: bool = False
 
     @property
     def name(self) -> str:
         """``seed0``, or ``seed0_fold2``: names the files of this run."""
         return run_name(self.seed, self.fold)
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """Weight of each class in training, ``[C]``; ``None`` if all examples count alike."""
+        if not (self.balanced and self.target.n_classes):
+            return None
+        return class_weights(self.target.y[self.split.train], self.target.n_classes)
 
 
 def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:

@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
-from downstream_tasks.cohort.problem import Problem, Target
+from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.cohort.splits import inner_folds
 from downstream_tasks.config import HeadsConfig
 from downstream_tasks.heads.result import HeadResult, LinearMap, edge_notes
@@ -53,7 +53,7 @@ def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsCon
     """
     split, target = problem.split, problem.target
     everyone = np.arange(len(features))
-    estimator, name, values = _estimator(kind, target, config)
+    estimator, name, values = _estimator(kind, problem, config)
     scaler = StandardScaler().fit(features[split.train])
     fit = scaler.transform(features[split.train])
     rotation = None if kind == "knn" else _rotation(fit, config.max_components, problem.seed)
@@ -89,20 +89,51 @@ def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsCon
 
 
 def _estimator(
-    kind: str, target: Target, config: HeadsConfig
+    kind: str, problem: Problem, config: HeadsConfig
 ) -> tuple[BaseEstimator, str, list[float]]:
     """The estimator, its hyper-parameter and the grid, strongest regularisation first.
 
     The order matters: of equally good values the first is taken.
     """
     if kind == "logistic":
-        weight = "balanced" if config.class_weights else None
+        weight = "balanced" if problem.balanced else None
         estimator = LogisticRegression(max_iter=_MAX_ITERATIONS, class_weight=weight)
         return estimator, "C", sorted(config.C)
     if kind == "ridge":
         return Ridge(), "alpha", sorted(config.alpha, reverse=True)
-    neighbours = KNeighborsClassifier if target.n_classes else KNeighborsRegressor
-    return neighbours(metric="cosine"), "n_neighbors", sorted(config.n_neighbors, reverse=True)
+    neighbours: BaseEstimator = KNeighborsRegressor(metric="cosine")
+    if problem.target.n_classes:
+        neighbours = WeightedNeighbours(metric="cosine", balanced=problem.balanced)
+    return neighbours, "n_neighbors", sorted(config.n_neighbors, reverse=True)
+
+
+class WeightedNeighbours(KNeighborsClassifier):
+    """Nearest neighbours whose votes weigh their classes alike if ``balanced``.
+
+    A vote counts as much as the voter's class is rare among those it was fitted on.
+    """
+
+    def __init__(
+        self, n_neighbors: int = 5, *, metric: str = "cosine", balanced: bool = False
+    ) -> None:
+        super().__init__(n_neighbors, metric=metric)
+        self.balanced = balanced
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> "WeightedNeighbours":
+        """As scikit-learn does, and count the classes."""
+        self.class_counts_ = np.unique(y, return_counts=True)[1]
+        return super().fit(x, y)
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        """Share of the (weighted) votes, ``[n, C]``."""
+        votes = super().predict_proba(x)
+        if self.balanced:
+            votes = votes / self.class_counts_
+        return votes / votes.sum(axis=1, keepdims=True)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """The class with the most votes."""
+        return self.classes_[self.predict_proba(x).argmax(axis=1)]
 
 
 def _rotation(fit: np.ndarray, max_components: int, seed: int) -> PCA | None:

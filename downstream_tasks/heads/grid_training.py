@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream_tasks.cohort.problem import Problem, class_weights, validation_score
+from downstream_tasks.cohort.problem import Problem, validation_score
 from downstream_tasks.config import AttentiveProbeConfig, LinearProbeConfig
 from downstream_tasks.scoring.metrics import selection_key
 from src.utils.progress import progress_bar
@@ -48,10 +48,8 @@ def train_grid(
     valid = np.flatnonzero(np.isin(example_of_item, split.valid))
     y = torch.as_tensor(target.y[example_of_item])
     y = y.long() if target.n_classes else y.float()
-    weights = None
-    if config.class_weights and target.n_classes:
-        weights = class_weights(target.y[split.train], target.n_classes)
-        weights = torch.as_tensor(weights, dtype=torch.float32)
+    weights = problem.class_weights
+    weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
     batch = min(config.batch_size, len(train))
     per_epoch = len(train) // batch  # without the tail: batch norm needs two examples
     warmup = round(config.warmup_epochs * per_epoch)

@@ -74,7 +74,7 @@ def write_report(
         comparisons=comparisons,
         published={k: v for k, v in asdict(config.published).items() if v is not None},
         notes=tuple(notes),
-        settings=dict(settings or {}),
+        settings=_settings(config) | dict(settings or {}),
         permutations=tuple(permutations),
         learning_curve=tuple(curve),
         revision=git_revision(),
@@ -87,6 +87,14 @@ def write_report(
     _write_history(folder, problems, methods)
     draw_results(folder / "figure.png", cohort, problems, methods)
     return results
+
+
+def _settings(config: DownstreamConfig) -> dict[str, str]:
+    """What the config says of every row alike."""
+    if config.data.type != "classification":
+        return {}
+    said = {"none": "none, as published", "balanced": "balanced"}
+    return {"class weights": said[config.evaluation.class_weights]}
 
 
 def write_results(folder: Path, results: Results, config: DownstreamConfig) -> None:

@@ -5,6 +5,8 @@ weights (attention heads, the gradients) comes from flags. A flag that contradic
 error, so what a file states need not be repeated and cannot be got wrong.
 """
 
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ from ..models.pos_embed import GRADIENTS
 from ..models.vision_transformer import SIZES
 from ..utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from ..utils.errors import UserError, nearest
+from ..utils.yaml_config import read_yaml
 from .encoder import Pretrained, freeze
 from .file_kinds import CheckpointContents, may_lack, read_file
 from .hub import is_export, read_export
 
+logger = logging.getLogger(__name__)
+
 _GRADIENT_TOLERANCE = 1e-6
+_RUN_CONFIG = "params-ijepa.yaml"  # that a pretraining leaves beside its checkpoints
 
 
 def load_pretrained(
@@ -44,11 +50,14 @@ def load_pretrained(
 
     Args:
         which: ``target_encoder`` or ``encoder``; a fine-tuned file has one only.
-        load_epoch: in a folder, ``<tag>-ep<N>.pth.tar`` in place of ``<tag>-latest.pth.tar``.
-        gradient_csv_path: gradients or centroids, for files that do not hold them.
+        load_epoch: in a folder, ``<tag>-ep<N>.pth.tar`` in place of ``<tag>-latest.pth.tar``; of a
+            file it is compared with its name and with the epoch it holds.
+        gradient_csv_path: gradients or centroids, for files that do not hold them; by default those
+            that the config of the run, beside the file, names.
         attn_mode: of the encoder built; it changes speed, not results.
         model_name, num_heads, crop_size, patch_size, pred_depth, pred_emb_dim, add_w: what the
-            caller believes; compared with the file, and used only where that does not say.
+            caller believes; compared with the file, and used only where that does not say. The
+            predictor (``pred_``) is not used, so that a difference there is only logged.
 
     Raises:
         UserError: on a file that cannot be read or holds no encoder, on a contradiction, and where
@@ -56,6 +65,7 @@ def load_pretrained(
     """
     contents = read_checkpoint(path, which, load_epoch)
     path = contents.path
+    _check_epoch(contents, load_epoch)
     flags = {"crop_size": crop_size and tuple(crop_size), "patch_size": patch_size, "add_w": add_w}
     for name, value in flags.items():
         _compare(name, value, contents.spec[name], path)
@@ -149,11 +159,46 @@ def _choose_heads(
 def _compare_predictor(
     contents: CheckpointContents, pred_depth: int | None, pred_emb_dim: int | None
 ) -> None:
-    """The predictor is not used downstream, but a wrong belief about it is a wrong checkpoint."""
-    if contents.predictor_size is not None:
-        depth, width = contents.predictor_size
-        _compare("pred_depth", pred_depth, depth, contents.path)
-        _compare("pred_emb_dim", pred_emb_dim, width, contents.path)
+    """Log a difference: the release's scripts pass 12 for a predictor of depth 6."""
+    names = ("pred_depth", "pred_emb_dim")
+    for name, flag, known in zip(
+        names, (pred_depth, pred_emb_dim), contents.predictor_size or (None, None), strict=True
+    ):
+        if None not in (flag, known) and flag != known:
+            logger.info(
+                "%s is %d, the checkpoint %s has %d: without effect, its predictor is not used",
+                *(name, flag, contents.path, known),
+            )
+
+
+def _check_epoch(contents: CheckpointContents, load_epoch: int | None) -> None:
+    """Refuse a file of another epoch: by its name, compared before, or else by what it holds."""
+    path, epoch = contents.path, contents.epoch
+    if load_epoch is None:
+        return
+    if contents.kind not in ("pretraining", "release"):
+        logger.info("load_epoch %d: without effect, %s is not of a pretraining", load_epoch, path)
+        return
+    # The release counts otherwise: its ep300 holds 299 epochs (method 8.5). Its names decide.
+    named = contents.kind == "release" and re.search(r"-ep\d+\.pth", path.name)
+    if not named and epoch is not None and epoch != load_epoch:
+        raise UserError(
+            f"load_epoch is {load_epoch}, but {path} was written after epoch {epoch}. Leave "
+            "load_epoch out, or name another file."
+        )
+
+
+def _gradients_of_run(path: Path) -> str | None:
+    """The CSV that the config beside the checkpoint names, if both are there."""
+    run_config = path.parent / _RUN_CONFIG
+    if not run_config.is_file():
+        return None
+    data = read_yaml(run_config).get("data")
+    csv_path = data.get("gradient_csv_path") if isinstance(data, dict) else None
+    if not isinstance(csv_path, str) or not Path(csv_path).is_file():
+        return None
+    logger.info("gradients: %s, which %s names", csv_path, run_config)
+    return csv_path
 
 
 def _choose_gradients(contents: CheckpointContents, csv_path: str | Path | None) -> Tensor | None:
@@ -163,6 +208,8 @@ def _choose_gradients(contents: CheckpointContents, csv_path: str | Path | None)
         return None
     stored = contents.encoder.get(GRADIENTS)
     stored = None if stored is None else stored[0]
+    if csv_path is None and stored is None:
+        csv_path = _gradients_of_run(path)
     if csv_path is None:
         if stored is None:
             raise UserError(

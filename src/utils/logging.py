@@ -17,10 +17,15 @@ from .files import naming, replacing
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
+_WAITING_RECORDS = 100
 
 
 def setup_logging(folder: str | Path | None = None, main: bool = True) -> None:
-    """Log to stderr and, with ``folder``, to its ``log.txt``; other ranks report errors only."""
+    """Log to stderr and, with ``folder``, to its ``log.txt``; other ranks report errors only.
+
+    What was logged before the folder was known goes to its log, too.
+    """
+    waiting = [h for h in logging.getLogger().handlers if isinstance(h, _Waiting)]
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     handlers[0].setFormatter(_TerminalFormatter(FORMAT, DATE_FORMAT))
     if folder is not None and main:
@@ -33,8 +38,24 @@ def setup_logging(folder: str | Path | None = None, main: bool = True) -> None:
                 "folder for the run."
             ) from error
         handlers[1].setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        for record in [record for handler in waiting for record in handler.records]:
+            handlers[1].handle(record)
+    elif folder is None:
+        handlers.append(_Waiting())
     level = logging.INFO if main else logging.ERROR
     logging.basicConfig(level=level, handlers=handlers, force=True)
+
+
+class _Waiting(logging.Handler):
+    """Keeps the first records of a program that has no log file yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.records) < _WAITING_RECORDS:
+            self.records.append(record)
 
 
 class _LogFile(logging.FileHandler):

@@ -214,20 +214,19 @@ def key_names(cls: type, prefix: str = "") -> list[str]:
     return names
 
 
-def nearest_key(name: str, cls: type) -> str | None:
-    """The key of ``cls``, as ``section.key``, that was meant by ``name``, with or without section.
+def nearest_keys(name: str, cls: type) -> list[str]:
+    """The keys of ``cls``, as ``section.key``, meant by ``name``, with or without its section.
 
-    The same name in another section comes before a similar one in the same.
+    The same name in other sections comes before a similar one in the same.
     """
     section, _, bare = name.rpartition(".")
     keys = [(full, *full.rpartition(".")[::2]) for full in key_names(cls)]
     same = [full for full, _, key in keys if key == bare]
     if same:
-        return same[0]
+        return same
     beside = [(key, full) for full, place, key in keys if not section or place == section]
-    candidates = dict(reversed(beside))  # of equal names the first
-    close = difflib.get_close_matches(bare, candidates, n=1, cutoff=0.7)
-    return candidates[close[0]] if close else None
+    close = difflib.get_close_matches(bare, dict(beside), n=1, cutoff=0.7)
+    return [full for key, full in beside if close and key == close[0]]
 
 
 def _build(cls: type[T], values: Mapping[str, Any], where: str, prefix: str, root: type) -> T:
@@ -266,8 +265,8 @@ def _unknown_key(
     if isinstance(value, Mapping):
         kind, hint = "section", nearest(key, fields)
     else:
-        near = nearest_key(prefix + key, root)
-        kind, hint = "key", f" Did you mean '{near}'?" if near else ""
+        near = " or ".join(f"'{name}'" for name in nearest_keys(prefix + key, root))
+        kind, hint = "key", f" Did you mean {near}?" if near else ""
     return UserError(
         f"{where}: unknown {kind} '{prefix}{key}'.{hint} Valid here: {', '.join(fields)}."
     )

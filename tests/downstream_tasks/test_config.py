@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from downstream_tasks.config import TASK_FOLDER, load_task, task_from_dict, task_path
+from downstream_tasks.config import task_from_dict
+from downstream_tasks.task_files import TASK_FOLDER, load_task, task_names, task_path
 from src.utils.errors import UserError
 
-FILES = sorted(TASK_FOLDER.glob("*.yaml"))
+FILES = [TASK_FOLDER / f"{name}.yaml" for name in task_names()]
 MINIMAL = {"data": {"data_path": "data/x", "target": "sex"}}
 
 
@@ -49,8 +50,7 @@ def test_published_settings_are_the_defaults():
     assert (tune.weight_decay, tune.layer_decay, tune.drop_path) == (0.05, 0.75, 0.1)
     probe = config.linear_probe
     assert (probe.epochs, probe.batch_size) == (50, 64)
-    assert 0.01 in probe.blr
-    assert 0.0 in probe.weight_decay
+    assert (probe.recipe, probe.blr, probe.weight_decay, probe.lr) == ("published", 0.01, 0.0, None)
     assert config.split.fractions == (0.6, 0.2, 0.2)
     assert list(config.seeds) == [0, 1, 2, 3, 4]
 
@@ -76,8 +76,8 @@ def test_a_name_that_is_no_task():
     ("sections", "message"),
     [
         ({"data": {"tarjet": "x"}}, r"unknown key 'data.tarjet'. Did you mean 'data.target'\?"),
-        ({"epoch": 3}, r"unknown key 'epoch'. Did you mean 'fine_tune.epochs'\?"),
-        ({"data": {"epochs": 3}}, r"'data.epochs'. Did you mean 'fine_tune.epochs'\?"),
+        ({"epoch": 3}, r"unknown key 'epoch'. Did you mean 'fine_tune.epochs' or 'li"),
+        ({"data": {"epochs": 3}}, r"'data.epochs'. Did you mean .* or 'attentive_probe.epochs'\?"),
         ({"fine_tun": {}}, r"unknown section 'fine_tun'. Did you mean 'fine_tune'\?"),
         ({"data": {"type": "clasification"}}, "data.type is 'clasification'; allowed: classif"),
         ({"fine_tune": {"epochs": "many"}}, "fine_tune.epochs is 'many'; allowed: a whole number"),
@@ -121,10 +121,13 @@ def test_a_name_that_is_no_task():
         ({"evaluation": {"baselines": ["majorty"]}}, r"Did you mean 'majority'\?"),
         ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch and patch_mean of events only"),
         (
-            {"linear_probe": {"blr": []}},
-            r"linear_probe.blr is \[\]; allowed: a list of .* not empty",
+            {"linear_probe": {"grid_blr": []}},
+            r"linear_probe.grid_blr is \[\]; allowed: a list of .* not empty",
         ),
-        ({"linear_probe": {"weight_decay": [-1.0]}}, r"weight_decay is \[-1.0\]; .* number >= 0"),
+        (
+            {"linear_probe": {"grid_weight_decay": [-1.0]}},
+            r"weight_decay is \[-1.0\]; .* number >= 0",
+        ),
         ({"heads": {"C": [1.0, 0.0]}}, r"heads.C is \[1.0, 0.0\]; .* number > 0"),
         ({"heads": {"folds": 1}}, "heads.folds is 1; allowed: a whole number >= 2"),
         ({"heads": {"n_neighbors": []}}, "heads.n_neighbors is .*not empty"),
@@ -141,18 +144,19 @@ def test_values_that_no_evaluation_can_have(sections, message):
     assert str(error.value).startswith("task.yaml: ")
 
 
-def test_class_weights_are_those_of_the_task_unless_a_section_has_its_own():
-    def weights(**sections):
-        config = make(**sections)
-        parts = (config.heads, config.linear_probe, config.attentive_probe, config.fine_tune)
-        return [part.class_weights for part in parts]
+def test_class_weights_are_one_setting_and_off_as_published():
+    assert make().evaluation.class_weights == "none"
+    for section in ("fine_tune", "linear_probe", "attentive_probe", "heads"):
+        with pytest.raises(UserError, match=r"Did you mean 'evaluation\.class_weights'"):
+            make(**{section: {"class_weights": True}})
 
-    assert weights() == [True, False, False, False]  # balanced accuracy picks and is reported
-    assert weights(evaluation={"metric": "auroc"}) == [False] * 4
-    assert weights(evaluation={"class_weights": "balanced", "metric": "auroc"}) == [True] * 4
-    assert weights(evaluation={"class_weights": "none"}) == [False] * 4
-    own = weights(evaluation={"class_weights": "balanced"}, fine_tune={"class_weights": False})
-    assert own == [True, True, True, False]
+
+def test_the_published_probe_reads_pooled_tokens():
+    level = {"evaluation": {"level": "roi"}}
+    with pytest.raises(UserError, match=r"level is 'roi'; allowed: pooled.*recipe=grid"):
+        make(protocol="linear_probe", **level)
+    make(protocol="linear_probe", linear_probe={"recipe": "grid"}, **level)
+    make(protocol="logistic", **level)
 
 
 def test_fingerprinting_needs_no_target():

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import downstream_eval
-from downstream_eval import build_parser, config_from_flags
+from downstream_eval import build_parser, config_from_flags, parse_flags
 from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse(*arguments):
-    return config_from_flags(vars(build_parser().parse_intermixed_args([*map(str, arguments)])))
+    return config_from_flags(parse_flags([*map(str, arguments)]))
 
 
 def test_the_command_line_of_the_release_keeps_working():
@@ -47,6 +47,101 @@ def test_the_command_line_of_the_release_keeps_working():
     assert config.output_dir == Path("here/hca_sex/fine_tune")
 
 
+def test_absent_switches_of_a_command_line_of_the_release_are_off(caplog):
+    """With --data_make_fn as there; the task file's values with --config alone."""
+    data = parse("--data_make_fn", "hca_age").data
+    assert (data.downsample, data.normalization) == (False, "none")
+    assert data.label_normalization is False
+    for said in (
+        "--use_normalization (data.normalization would be zscore_sample)",
+        "--downsample (data.downsample would be true)",
+        "--label_normalization (data.label_normalization would be true)",
+    ):
+        assert said in caplog.text
+    caplog.clear()
+    switches = ("--downsample", "--use_normalization", "--label_normalization")
+    given = parse("--data_make_fn", "hca_age", *switches).data
+    assert (given.downsample, given.normalization) == (True, "zscore_sample")
+    assert given.label_normalization is True
+    assert parse("--config", "hca_age").data == given
+    assert not caplog.records
+    # Overrides decide, and so does a stride that a file asks for.
+    data = parse("--data_make_fn", "hca_age", "data.normalization=robust", "data.stride=2").data
+    assert (data.normalization, data.stride, data.downsample) == ("robust", 2, None)
+
+
+def test_a_stride_of_the_task_file_stays_where_downsample_is_absent(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {data_path: x, target: y, stride: 2}")
+    data = parse("--data_make_fn", file).data
+    assert (data.stride, data.downsample) == (2, None)
+
+
+def test_a_switch_or_devices_leave_the_override_that_follows():
+    for words in (
+        ["--downsample", "data.target=x"],
+        ["--devices", "cpu", "data.target=x"],
+        ["--use_normalization", "true", "data.target=x", "--downsample"],
+        ["--resample_splits", "data.target=x", "--downsample"],
+    ):
+        config = parse("--config", "hca_sex", "data.downsample=false", *words)
+        assert config.data.target == "x"
+    assert parse("--config", "hca_sex", "--downsample", "data.target=x").data.downsample is True
+
+
+def test_empty_values_which_are_the_defaults_of_the_release_count_as_absent():
+    names = ("load_epoch", "load_path", "output_root", "data_make_fn", "data_path")
+    empty = [word for name in names for word in (f"--{name}", "")]
+    assert parse("--config", "hca_age", *empty) == parse("--config", "hca_age")
+    assert parse("--data_make_fn", "hca_age", "--config", "").name == "hca_age"
+
+
+def test_linprobe_and_the_number_of_heads():
+    config = parse("--config", "hca_sex", "--downstream_task", "linprobe", "--num_heads", 3)
+    assert (config.protocol, config.model.num_heads) == ("linear_probe", 3)
+    assert parse("--config", "hca_sex", "protocol=linprobe").protocol == "linear_probe"
+
+
+def test_blr_alone_is_exactly_that_rate(tmp_path, caplog):
+    task = ("--config", "hca_sex", "--downstream_task", "linear_probe", "--blr", 0.5)
+    assert parse(*task).linear_probe.blr == 0.5
+    with pytest.raises(UserError, match=r"--blr is one rate.*linear_probe.grid_blr=\[0.5\]"):
+        parse(*task, "linear_probe.recipe=grid")
+    assert not caplog.records
+    # The release: an explicit lr replaces blr x batch / 256.
+    file = tmp_path / "flat.yaml"
+    file.write_text("lr: 0.25")
+    config = parse("--data_make_fn", "hca_sex", "--config", file, *task[2:])
+    assert config.linear_probe.lr == 0.25
+    assert "--blr (lr is 0.25)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config", "hca_sex", "--epohcs", "3"],
+            r"flag --epohcs. Did you mean '--epochs'",
+        ),
+        (
+            ["--config", "hca_sex", "--class_weights", "none"],
+            "evaluation.class_weights=none",
+        ),
+        (["--config", "hca_sex", "--weight_decay=1"], "fine_tune.weight_decay=1 or linear_probe.w"),
+        (["--config", "hca_sex", "embed"], "'embed' is a command, and comes first"),
+        (["--config", "hca_sex", "linear_probe.folds=3"], r"'split.folds' or 'heads.folds'\?"),
+    ],
+)
+def test_hints_are_of_the_kind_that_was_meant(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse(*arguments)
+
+
+def test_a_task_in_the_place_of_a_command():
+    with pytest.raises(UserError, match=r"no command 'hca_sex'. The task .*: --config hca_sex"):
+        downstream_eval.main(["hca_sex"])
+
+
 def test_flags_that_are_not_given_leave_the_tasks_values():
     config = parse("--config", "hca_sex")
     assert config.data.downsample is True
@@ -60,7 +155,7 @@ def test_flags_go_to_the_protocol_that_is_run():
         *("--batch_size", 32, "--blr", 0.5, "--epochs", 7),
     )
     assert (config.linear_probe.batch_size, config.linear_probe.epochs) == (32, 7)
-    assert config.linear_probe.blr == (0.5,)  # one rate in place of the grid
+    assert (config.linear_probe.recipe, config.linear_probe.blr) == ("published", 0.5)
     assert config.fine_tune.batch_size == 16
 
 

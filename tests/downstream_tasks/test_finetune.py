@@ -186,8 +186,9 @@ def test_resume_is_bit_for_bit(make_config, monkeypatch, step):
 
 def test_accumulation_and_devices_see_the_same_batches(make_config):
     """8 clips at once, 2 x 4 in turn, and 4 on each of two devices take the same steps."""
-    same = {"drop_path": 0.0, "epochs": 1, "class_weights": True, "smoothing": 0.1}
+    same = {"drop_path": 0.0, "epochs": 1, "smoothing": 0.1}
     common = {"data": {"target": "few"}, "split": {"seed": 1}}
+    common["evaluation"] = {"class_weights": "balanced"}
     at_once = make_config("a", fine_tune=same, **common)
     in_turn = make_config(
         "b", fine_tune=same | {"batch_size": 4, "accumulation_steps": 2}, **common

@@ -50,6 +50,8 @@ def test_published_rate():
     config = DownstreamConfig().fine_tune
     rate = make_schedule(config, steps_per_epoch=10, batch=16)
     assert rate.peak == 1e-3 * 16 / 256
+    exact = make_schedule(dataclasses.replace(config, lr=0.25), steps_per_epoch=10, batch=16)
+    assert exact.peak == 0.25
     assert (rate.warmup, rate.total, rate.final) == (0, 500, 1e-6)
 
 
@@ -81,11 +83,13 @@ def test_gradient_clipping(make_config, monkeypatch):
 
 
 def test_class_weights_and_smoothing(make_config):
-    config = make_config(data={"target": "few"}, split={"seed": 1})
+    config = make_config(
+        data={"target": "few"}, split={"seed": 1}, evaluation={"class_weights": "balanced"}
+    )
     problem = prepare(config).problems[0]
     outputs = torch.tensor([[2.0, -1.0], [0.5, 0.25]])
     y = torch.tensor([0, 1])
-    ft = dataclasses.replace(config.fine_tune, smoothing=0.2, class_weights=True)
+    ft = dataclasses.replace(config.fine_tune, smoothing=0.2)
     counts = np.bincount(problem.target.y[problem.split.train])
     weights = counts.sum() / (2 * counts)
     log_p = outputs.log_softmax(dim=1).numpy()

@@ -44,7 +44,7 @@ def config_of(files, out, protocol, **changes):
         },
         "model": {"load_path": str(checkpoint)},
         "evaluation": {"num_seed": 2, "n_bootstrap": 50},
-        "linear_probe": {"epochs": 4, "blr": [1.0, 300.0], "batch_size": 8},
+        "linear_probe": {"epochs": 4, "grid_blr": [1.0, 300.0], "batch_size": 8},
         "attentive_probe": {"epochs": 2, "lr": [1e-3], "warmup_epochs": 0},
         "heads": {"folds": 3, "C": [0.01, 1.0], "alpha": [10.0, 100.0], "n_neighbors": [3]},
     }
@@ -74,8 +74,8 @@ def by_name(results):
 @pytest.mark.parametrize(
     ("protocol", "kind", "head"),
     [
-        ("linear_probe", "classification", "LARS"),
-        ("linear_probe", "regression", "LARS"),
+        ("linear_probe", "classification", "published LARS probe"),
+        ("linear_probe", "regression", "published LARS probe"),
         ("attentive_probe", "classification", "attention"),
         ("logistic", "classification", "logistic"),
         ("ridge", "regression", "ridge"),
@@ -89,7 +89,7 @@ def test_every_protocol_prints_all_baselines_beside_the_model(
     results = main_linearprobe.run(config, CPU)
     rows = by_name(results)
     plain = "logistic" if kind == "classification" else "ridge"
-    own = plain if protocol == "attentive_probe" else head
+    own = {"attentive_probe": plain, "linear_probe": "LARS grid"}.get(protocol, head)
     assert rows.keys() >= {
         ("Brain-JEPA", head),
         ("FC", plain),
@@ -115,6 +115,17 @@ def test_every_protocol_prints_all_baselines_beside_the_model(
         if protocol == "ridge":  # the LARS probe of four epochs has hardly begun
             assert rows["ROI mean and variance", own].mean[metric] < 0.9
         assert rows["Mean of the training people", "none"].mean["r2"] <= 0
+
+
+def test_the_grid_of_the_linear_probe_has_its_own_name(files, tmp_path):
+    config = config_of(files, tmp_path, "linear_probe", linear_probe={"recipe": "grid"})
+    rows = main_linearprobe.run(config, CPU).rows
+    assert {row.head for row in rows} == {"LARS grid", "none", "logistic"}
+    again = main_linearprobe.run(config, CPU, evaluate=True).rows[0]
+    assert again.mean == pytest.approx(rows[0].mean)
+    published = config_of(files, tmp_path, "linear_probe")
+    with pytest.raises(UserError, match="head was LARS grid, is published LARS probe"):
+        main_linearprobe.run(published, CPU, evaluate=True)
 
 
 def test_seeds_and_settings_cost_no_encoder_pass(files, tmp_path, passes):

@@ -88,8 +88,7 @@ def test_release_checkpoint(name, which, tmp_path):
         ({"num_heads": 4}, "num_heads"),
         ({"model_name": "vit_small"}, "embed_dim"),
         ({"model_name": "vit_smal"}, "Did you mean 'vit_small'"),
-        ({"pred_depth": 6}, "pred_depth"),
-        ({"pred_emb_dim": 384}, "pred_emb_dim"),
+        ({"load_epoch": 7}, "has 0 checkpoints named"),
         ({"which": "predictor"}, "network"),
     ],
 )
@@ -109,6 +108,55 @@ def test_flags_that_agree_are_fine(run):
         pred_emb_dim=16,
         gradient_csv_path=data / "gradients.csv",
     )
+
+
+def test_another_predictor_is_only_noted_for_it_is_not_used(run, caplog):
+    with caplog.at_level("INFO"):
+        there = load_pretrained(run[1], pred_depth=12, pred_emb_dim=384)
+    for said in ("pred_depth is 12, the checkpoint", "pred_emb_dim is 384, the checkpoint"):
+        assert said in caplog.text
+    assert torch.equal(there.gradients, load_pretrained(run[1]).gradients)
+
+
+def test_an_epoch_that_the_file_is_not_of(run, tmp_path):
+    latest = find_checkpoint(run[1])
+    epoch = load_checkpoint(latest)["epoch"]
+    load_pretrained(latest, load_epoch=epoch)
+    with pytest.raises(UserError, match=f"load_epoch is {epoch - 1}, but .* after epoch {epoch}"):
+        load_pretrained(latest, load_epoch=epoch - 1)
+    # A name that contradicts what the file holds, and one that contradicts the flag.
+    renamed = shutil.copy(latest, tmp_path / f"jepa-ep{epoch + 1}.pth.tar")
+    with pytest.raises(UserError, match=f"after epoch {epoch}"):
+        load_pretrained(renamed, load_epoch=epoch + 1)
+    with pytest.raises(UserError, match="load_path names the epoch"):
+        load_pretrained(renamed, load_epoch=epoch)
+
+
+def test_the_release_counts_its_epochs_otherwise(tmp_path):
+    """Its ep300 was written after 299 epochs (method 8.5); without a name the number counts."""
+    path, _, flags = reference("tiny_mapping", tmp_path)
+    state = load_checkpoint(path) | {"epoch": 299}
+    for name in ("jepa-ep300.pth.tar", "jepa-latest.pth.tar"):
+        torch.save(state, tmp_path / name)
+    assert load_pretrained(tmp_path, load_epoch=300, **flags).kind == "release"
+    with pytest.raises(UserError, match=r"load_epoch is 300, but .*latest.* after epoch 299"):
+        load_pretrained(tmp_path / "jepa-latest.pth.tar", load_epoch=300, **flags)
+
+
+def test_gradients_that_the_config_of_the_run_names(tmp_path):
+    path, arrays, flags = reference("tiny_mapping", tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(path, run / "jepa-ep300.pth.tar")
+    csv = flags.pop("gradient_csv_path")
+    with pytest.raises(UserError, match="Give gradient_csv_path"):
+        load_pretrained(run, **flags)
+    (run / "params-ijepa.yaml").write_text(f"data: {{gradient_csv_path: {csv}}}\n")
+    pretrained = load_pretrained(run, **flags)
+    np.testing.assert_allclose(pretrained.gradients, arrays["gradient"], rtol=1e-6)
+    (run / "params-ijepa.yaml").write_text("data: {gradient_csv_path: path/to/gradients.csv}\n")
+    with pytest.raises(UserError, match="Give gradient_csv_path"):
+        load_pretrained(run, **flags)
 
 
 def test_other_gradients_are_refused(run, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from downstream_tasks.config import TASK_FOLDER, load_task
+from downstream_tasks.task_files import TASK_FOLDER, load_task
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE
 from src.datasets.clips import frames_needed
 from src.datasets.prepare.synthetic import write_synthetic
@@ -35,7 +35,7 @@ TASKS = sorted(path.stem for path in TASK_FOLDER.glob("*.yaml") if "demo_" not i
 SCRIPTS = [f"{protocol}_{task}" for protocol in ("FT", "LP") for task in TASKS]
 FEW = ("FT_hca_sex", "LP_adni_ncmci", "FT_hca_age", "LP_ukb_age")
 KINDS = {"classification": "Majority class", "regression": "Mean of the training people"}
-PROTOCOLS = {"FT": ("fine_tune", "fine-tuned"), "LP": ("linear_probe", "LARS")}
+PROTOCOLS = {"FT": ("fine_tune", "fine-tuned"), "LP": ("linear_probe", "published LARS probe")}
 
 
 def script_of(name: str) -> Path:
@@ -112,7 +112,7 @@ def test_script_runs_as_is(rehearsal, name):
     assert (results["task"], results["protocol"]) == (name[3:], protocol)
     rows = {(row["name"], row["head"]): row for row in results["rows"]}
     plain = "logistic" if config.data.type == "classification" else "ridge"
-    baseline_head = plain if protocol == "fine_tune" else head
+    baseline_head = plain if protocol == "fine_tune" else "LARS grid"
     constant = (KINDS[config.data.type], "none")
     for key in (
         *(("Brain-JEPA", head), constant, ("FC", plain), ("Untrained encoder", head)),
