@@ -256,6 +256,27 @@ def test_eval_names_the_control_that_was_not_trained(make_config):
         main_finetune.run(more, [CPU], evaluate=True)
 
 
+def test_controls_of_every_fold(make_config):
+    config = make_config(
+        split={"source": "cv", "folds": 3},
+        evaluation={"baselines": ["held_constant"]},
+        fine_tune={"epochs": 1},
+        heads=HEADS,
+    )
+    results = main_finetune.run(config, [CPU])
+    runs = [f"seed0_fold{fold}" for fold in range(3)]
+    assert [run.name for run in rows_of(results)[TITLES[2], "fine-tuned"].runs] == runs
+    splits = []
+    for run in runs:
+        files = [state_folder(config, run, name) / BEST for name in ("model", "held_constant")]
+        model, control = map(load_pretrained, files)
+        assert model.split == control.split
+        splits.append(model.split)
+    assert splits[0] != splits[1]
+    again = main_finetune.run(config, [CPU], evaluate=True)
+    assert [row.mean for row in again.rows] == [row.mean for row in results.rows]
+
+
 def test_two_devices_train_the_same_controls(make_config):
     same = {"drop_path": 0.0, "epochs": 1}
     evaluation = {"baselines": ["time_permuted_per_roi"]}

@@ -57,6 +57,8 @@ def test_a_parameter_that_learns_takes_16_bytes_and_one_that_is_averaged_4():
     estimate = MemoryEstimate.from_modules([nn.Linear(10, 10)], [nn.Linear(10, 10)], 0)
     assert estimate.state == 110 * 16 + 110 * 4
     assert estimate.copy == 110 * 12 + 110 * 4
+    frozen = nn.Sequential(nn.Linear(10, 10).requires_grad_(False), nn.Linear(10, 1))
+    assert MemoryEstimate.from_modules([frozen], [], 0).state == 11 * 16 + 110 * 4
 
 
 @pytest.mark.parametrize(("there", "warns"), [(9, True), (11, False), (None, False)])
