@@ -77,6 +77,7 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
                 cohort.units.assign(
                     method=entry.title,
                     head=head,
+                    group=cohort.unit_groups,
                     forward=people[forward],
                     backward=people[backward],
                 )

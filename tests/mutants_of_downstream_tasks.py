@@ -502,6 +502,13 @@ ROWS = [
         "the second row is z-scored over people",
     ),
     (
+        "downstream_tasks/report/checkpoints.py",
+        "if keys[0] != keys[1] or not _same(first[keys[0]], second[keys[1]]):",
+        "if keys[0] != keys[1]:",
+        "tests/downstream_tasks/report/test_checkpoints.py::test_other_test_people_are_refused_with_a_reason",
+        "checkpoints are compared on the same test people",
+    ),
+    (
         "downstream_tasks/report/comparisons.py",
         "add(row, best, PICKED)",
         "add(row, best)",

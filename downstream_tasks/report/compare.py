@@ -4,6 +4,8 @@
     python downstream_eval.py compare output_dirs/hca_sex/fine_tune output_dirs/hca_sex/logistic
 
 Prints a markdown table; with --out NAME it also writes NAME.md and, with every metric, NAME.tsv.
+Folders of the same task, protocol and test people are compared with each other, checkpoint against
+checkpoint, paired over the people of their predictions.tsv (NAME_checkpoints.tsv).
 The published numbers come from the authors' people and splits: they show the order of magnitude; a
 difference from them on other data means nothing.
 """
@@ -22,6 +24,7 @@ from downstream_tasks.report.cells import (
     markdown_table,
     mean_sd_text,
 )
+from downstream_tasks.report.checkpoints import compare_checkpoints, pairs_markdown, pairs_table
 from downstream_tasks.report.results import RESULTS_FILE, Results
 from src.utils.errors import UserError
 from src.utils.files import replacing, write_text
@@ -128,11 +131,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, and write it where ``--out`` says."""
     paths = find_results(arguments.folders)
-    table = join({path: Results.read(path) for path in paths})
-    text = to_markdown(table)
+    results = {path: Results.read(path) for path in paths}
+    table = join(results)
+    pairs = compare_checkpoints(results)
+    text = "\n".join(filter(None, (to_markdown(table), pairs_markdown(pairs))))
     print(text, end="")
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.out.with_suffix(".md"), text)
-        with replacing(arguments.out.with_suffix(".tsv")) as file:
-            table.to_csv(file, sep="\t", index=False, na_rep="n/a", quoting=csv.QUOTE_NONE)
+        tables = {arguments.out.with_suffix(".tsv"): table}
+        if pairs:
+            name = f"{arguments.out.stem}_checkpoints.tsv"
+            tables[arguments.out.with_name(name)] = pairs_table(pairs)
+        for path, one in tables.items():
+            with replacing(path) as file:
+                one.to_csv(file, sep="\t", index=False, na_rep="n/a", quoting=csv.QUOTE_NONE)

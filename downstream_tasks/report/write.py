@@ -120,6 +120,7 @@ def predictions_table(
             part.insert(1, "head", row.head)
             part.insert(2, "seed", problem.seed)
             part.insert(3, "fold", problem.fold)
+            part["group"] = cohort.unit_groups[units]
             if cohort.is_classification:
                 names = np.array(cohort.classes)
                 part["target"], part["predicted"] = names[y], names[scores.argmax(axis=1)]

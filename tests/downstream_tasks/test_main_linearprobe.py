@@ -1,5 +1,7 @@
 """Frozen protocols end to end on forty synthetic people, and fingerprinting."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ import torch
 from downstream_tasks import main_linearprobe
 from downstream_tasks.config import task_from_dict
 from downstream_tasks.main_fingerprint import Z_SCORED
+from downstream_tasks.report.checkpoints import compare_checkpoints
 from downstream_tasks.report.results import Results
 from src.datasets.folder.writer import FolderWriter
 from src.models.vision_transformer import VisionTransformer
@@ -279,6 +282,11 @@ def test_fingerprinting_writes_the_same_kind_of_folder(files, tmp_path):
     assert (z_scored["forward"].to_numpy() != by_correlation["forward"].to_numpy()).any()
     found = z_scored.eval("participant_id == forward").mean()
     assert found == pytest.approx(rows["FC", Z_SCORED].mean["forward"])
+    shutil.copytree(folder, tmp_path / "again")
+    paths = [where / "results.json" for where in (folder, tmp_path / "again")]
+    (pair,) = compare_checkpoints({path: Results.read(path) for path in paths})
+    assert (pair.metric, pair.found.difference, pair.found.p) == ("identification", 0, 1)
+    assert pair.found.test == "paired permutation"
     assert "Chance" in (folder / "results.md").read_text()
 
 
