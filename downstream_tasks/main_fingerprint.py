@@ -89,7 +89,7 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
         runs_of,
         "identification",
         DESIGN,
-        n_exchanges=config.evaluation.n_bootstrap,
+        n_exchanges=config.evaluation.n_exchanges,
         scored_as="accuracy",
     )
     rows.append(

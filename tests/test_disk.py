@@ -193,7 +193,7 @@ def evaluation(inputs: Path, out: Path, protocol: str) -> Callable[[], None]:
     sections = {
         "name": "small",
         "data": {"data_path": str(data), "target": "sex", "num_workers": 0},
-        "evaluation": {"num_seed": 1, "n_bootstrap": 50, "baselines": ["majority", "fc"]},
+        "evaluation": {"num_seed": 1, "n_exchanges": 50, "baselines": ["majority", "fc"]},
         "fine_tune": {"epochs": 2, "batch_size": 4, "use_bfloat16": False},
         "linear_probe": {"epochs": 2},
         "heads": {"C": [0.01], "folds": 2},

@@ -57,7 +57,7 @@ def score_rows(
     # A row of another target (confounds removed from it) has nothing in common to be better at.
     same_target = [row for row, m in zip(rows, methods, strict=True) if m.problems is None]
     comparisons = compare_rows(
-        same_target, runs_of, config.metric, design, n_exchanges=config.evaluation.n_bootstrap
+        same_target, runs_of, config.metric, design, n_exchanges=config.evaluation.n_exchanges
     )
     return tuple(rows), comparisons
 

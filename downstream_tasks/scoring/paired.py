@@ -28,7 +28,7 @@ from downstream_tasks.scoring.intervals import (
 )
 from downstream_tasks.scoring.metrics import corrected_resampled_ttest, resampled_standard_error
 
-N_EXCHANGES = 9999
+N_EXCHANGES = 1999
 _RANKING = ("auroc", "average_precision", "spearman")
 _TIE = 1e-9  # differences closer than this are the same number, summed in another order
 

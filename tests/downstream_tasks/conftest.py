@@ -182,7 +182,7 @@ class Rehearsal:
                 "num_workers": 0,
             },
             "model": {"load_path": str(self.checkpoint)},
-            "evaluation": {"num_seed": 1, "baselines": ["majority"], "n_bootstrap": 50},
+            "evaluation": {"num_seed": 1, "baselines": ["majority"], "n_exchanges": 50},
             "fine_tune": {"batch_size": 8, "epochs": 4, "blr": 0.1, "use_bfloat16": False},
         }
         for name, changes in sections.items():

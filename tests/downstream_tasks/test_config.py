@@ -132,7 +132,7 @@ def test_a_name_that_is_no_task():
         ({"heads": {"folds": 1}}, "heads.folds is 1; allowed: a whole number >= 2"),
         ({"heads": {"n_neighbors": []}}, "heads.n_neighbors is .*not empty"),
         ({"fine_tune": {"smoothing": 1.0}}, "smoothing is 1.0; .* from 0 to below 1"),
-        ({"evaluation": {"n_bootstrap": 0}}, "evaluation.n_bootstrap is 0; .* >= 1"),
+        ({"evaluation": {"n_exchanges": 0}}, "evaluation.n_exchanges is 0; .* >= 1"),
         ({"protocol": "ridge"}, "data.type is 'classification'; allowed: regression with protocol"),
         ({"protocol": "logistic", "data": {"type": "regression"}}, "classification with protocol"),
         ({"protocol": "finetune"}, r"Did you mean 'fine_tune'\?"),

@@ -11,7 +11,7 @@ from tests.downstream_tasks.conftest import Rehearsal, labelled_folder, write_ch
 from tests.downstream_tasks.test_main_linearprobe import config_of
 
 CPU = torch.device("cpu")
-FEW = {"num_seed": 2, "n_bootstrap": 20, "baselines": ["majority", "fc", "roi_stats"]}
+FEW = {"num_seed": 2, "n_exchanges": 20, "baselines": ["majority", "fc", "roi_stats"]}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.downstream_tasks.test_main_linearprobe import config_of
 
 CPU = torch.device("cpu")
 CV = {"source": "cv", "folds": 3}
-FEW = {"num_seed": 2, "n_bootstrap": 20, "baselines": ["majority", "fc"]}
+FEW = {"num_seed": 2, "n_exchanges": 20, "baselines": ["majority", "fc"]}
 
 
 @pytest.fixture(scope="module")

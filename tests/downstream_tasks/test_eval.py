@@ -221,7 +221,7 @@ def test_an_evaluation_from_the_command_line(files, tmp_path, capsys):
     task.write_text(yaml.safe_dump({"data": {"data_path": str(data), "target": "sex"}}))
     arguments = ["--config", task, "--load_path", checkpoint.parent, "--devices", "cpu"]
     arguments += ["--downstream_task", "logistic", "--num_seed", 1, "--output_root", tmp_path / "o"]
-    downstream_eval.main([*map(str, arguments), "evaluation.n_bootstrap=20", "data.num_workers=0"])
+    downstream_eval.main([*map(str, arguments), "evaluation.n_exchanges=20", "data.num_workers=0"])
     printed = capsys.readouterr().out
     assert (tmp_path / "o/small/logistic/results.md").read_text() in printed
     assert "| FC " in printed

@@ -34,7 +34,7 @@ def make_config(files, tmp_path):
             "model": {"load_path": str(files[1])},
             "evaluation": {
                 "num_seed": seeds,
-                "n_bootstrap": 20,
+                "n_exchanges": 20,
                 "baselines": [] if protocol == "fingerprint" else ["majority"],
             },
             "heads": {"C": [1e-5, 1e-4]},

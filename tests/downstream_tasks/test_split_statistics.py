@@ -44,7 +44,7 @@ def task(files: tuple[Path, Path], out: Path, **sections: dict) -> DownstreamCon
         },
         "split": {"resample": True},
         "model": {"load_path": str(files[1])},
-        "evaluation": {"num_seed": 2, "n_bootstrap": 50, "baselines": ["majority", "fc"]},
+        "evaluation": {"num_seed": 2, "n_exchanges": 50, "baselines": ["majority", "fc"]},
         "heads": {"folds": 3, "C": [0.01, 1.0]},
     }
     for name, changes in sections.items():
@@ -129,7 +129,7 @@ def test_a_fine_tuned_file_holds_those_that_it_was_trained_with(files, tmp_path)
         tmp_path,
         protocol="fine_tune",
         fine_tune={"epochs": 1, "batch_size": 8, "use_bfloat16": False},
-        evaluation={"num_seed": 1, "baselines": ["majority"], "n_bootstrap": 50},
+        evaluation={"num_seed": 1, "baselines": ["majority"], "n_exchanges": 50},
     )
     main_finetune.run(config, [CPU])
     stored = load_pretrained(next(config.output_dir.rglob(BEST))).clip_input

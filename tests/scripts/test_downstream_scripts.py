@@ -85,7 +85,7 @@ class Rehearsal:
                 *("bash", str(script), "--load_path", str(self.folder / "run")),
                 *("--data_path", str(data), "--output_root", str(self.output), "--devices", "cpu"),
                 *("--num_seed", "1", "--epochs", "2"),
-                *("evaluation.n_bootstrap=20", "data.num_workers=0"),
+                *("evaluation.n_exchanges=20", "data.num_workers=0"),
             ],
             cwd=self.folder,  # it need not be started from the repository
             env={**os.environ, "VENV": sys.prefix, "OMP_NUM_THREADS": "1"},

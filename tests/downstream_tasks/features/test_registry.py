@@ -30,7 +30,7 @@ def task(files, out, protocol, baselines, **evaluation):
             "output_root": str(out),
             "data": {"data_path": str(data), "target": "sex", "num_workers": 0},
             "model": {"load_path": str(checkpoint)},
-            "evaluation": {"num_seed": 1, "n_bootstrap": 20, "baselines": baselines} | evaluation,
+            "evaluation": {"num_seed": 1, "n_exchanges": 20, "baselines": baselines} | evaluation,
         },
         "test",
     )

@@ -28,7 +28,7 @@ def evaluate(folder, strength, *, cohort=None, resample=False, split_seed=0, kin
             "protocol": "linear_probe",
             "data": {"data_path": "x", "target": "t", "type": kind},
             "split": {"resample": resample},
-            "evaluation": {"n_bootstrap": 99},
+            "evaluation": {"n_exchanges": 99},
         },
         "test",
     )

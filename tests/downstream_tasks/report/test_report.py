@@ -41,7 +41,7 @@ def config_of(kind="classification", resample=False, **evaluation):
             "protocol": "linear_probe",
             "data": {"data_path": "x", "target": "t", "type": kind},
             "split": {"resample": resample},
-            "evaluation": {"n_bootstrap": 200, **evaluation},
+            "evaluation": {"n_exchanges": 200, **evaluation},
             "published": {"accuracy": 0.8152},
         },
         "test",

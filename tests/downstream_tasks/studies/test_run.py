@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 
 def config_of(files, out, protocol="logistic", **evaluation):
     data, checkpoint = files
-    keys = {"num_seed": 2, "n_bootstrap": 20, "baselines": ["fc", "random_weights"]}
+    keys = {"num_seed": 2, "n_exchanges": 20, "baselines": ["fc", "random_weights"]}
     return task_from_dict(
         {
             "name": "small",
