@@ -138,17 +138,10 @@ class EvaluationConfig:
     level: str = "pooled"
     readouts: tuple[str, ...] = ()  # rows for these readouts too, from the same pass
     metric: str | None = None  # selects on validation, compared with FC; unset: by task type
-<<<<<<< HEAD
-    n_exchanges: Count = 1000
+    n_exchanges: Count = 1999  # of the paired permutation test; all, if there are no more
     # In the loss of every head and of fine-tuning, and in the votes of nearest neighbours: none, as
     # published, or balanced, by which rare classes count as much as common ones.
     class_weights: Literal["none", "balanced"] = "none"
-=======
-    n_exchanges: Count = 1999  # of the paired permutation test; all, if there are no more
-    # Unset: logistic regression is balanced if the metric is the balanced accuracy (or it may call
-    # everyone the majority class); what is trained by gradient is unweighted, as published.
-    class_weights: Literal["none", "balanced"] | None = None
->>>>>>> afacb90 (evaluation.n_exchanges in place of n_exchanges; the README says how intervals cover)
     baselines: tuple[str, ...] = (  # names of features/registry.py
         "majority",
         "fc",

@@ -46,13 +46,8 @@ def config_of(files, out, protocol, **changes):
             "num_workers": 0,
         },
         "model": {"load_path": str(checkpoint)},
-<<<<<<< HEAD
         "evaluation": {"num_seed": 2, "n_exchanges": 50},
         "linear_probe": {"epochs": 4, "grid_blr": [1.0, 300.0], "batch_size": 8},
-=======
-        "evaluation": {"num_seed": 2, "n_exchanges": 50},
-        "linear_probe": {"epochs": 4, "blr": [1.0, 300.0], "batch_size": 8},
->>>>>>> afacb90 (evaluation.n_exchanges in place of n_exchanges; the README says how intervals cover)
         "attentive_probe": {"epochs": 2, "lr": [1e-3], "warmup_epochs": 0},
         "heads": {"folds": 3, "C": [0.01, 1.0], "alpha": [10.0, 100.0], "n_neighbors": [3]},
     }
