@@ -1,5 +1,7 @@
 # Sourced by the other scripts: enters the repository and makes its Python environment.
 # Afterwards $VENV/bin/python has everything of requirements.txt and of MORE_REQUIREMENTS.
+# For any shell. bash knows where a sourced file is; under others whoever sources it enters the
+# repository before.
 
 environment_help() {
     cat <<'TEXT'
@@ -14,12 +16,15 @@ unless another is there already. To have the CPU build, and less than 3 GB, inst
 TEXT
 }
 
-if [ "${BASH_SOURCE[0]}" = "$0" ] && [ "${1:-}" = --help ]; then
-    environment_help
-    exit
-fi
-
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+case "${BASH_SOURCE:-$0}" in
+    environment.sh | */environment.sh)
+        if [ "${BASH_SOURCE:-$0}" = "$0" ] && [ "${1:-}" = --help ]; then
+            environment_help
+            exit
+        fi
+        cd "$(dirname "${BASH_SOURCE:-$0}")/.." || exit 1
+        ;;
+esac
 PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-.venv}"
 
@@ -39,7 +44,7 @@ fi
 
 # Install a file only when it is not the one installed last.
 for requirements in requirements.txt ${MORE_REQUIREMENTS:-}; do
-    installed="$VENV/installed-${requirements//\//-}"
+    installed="$VENV/installed-$(printf %s "$requirements" | tr / -)"
     cmp -s "$requirements" "$installed" && continue
     echo "Installing $requirements into $VENV (once; $(df -Ph "$VENV" | awk 'NR == 2 { print $4 }') free there)"
     if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet -r "$requirements"; then

@@ -1,7 +1,5 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Linear probe of depression, CamCAN; the parameters are in configs/downstream/camcan_depression.yaml.
-#   bash scripts/classification/run_downstream_LP_camcan_depression.sh --load_path CHECKPOINT [flags]
+#   sh scripts/classification/run_downstream_LP_camcan_depression.sh --load_path CHECKPOINT [flags]
 # To rehearse: python scripts/make_synthetic_cohort.py camcan, and add --data_path data/synthetic_camcan
-set -euo pipefail
-source "$(dirname "$0")/../environment.sh"
-exec "$VENV/bin/python" downstream_eval.py --config camcan_depression --downstream_task linear_probe "$@"
+. "$(dirname "$0")/../downstream.sh"

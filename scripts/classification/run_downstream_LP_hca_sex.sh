@@ -1,7 +1,5 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Linear probe of sex, HCP-Aging; the parameters are in configs/downstream/hca_sex.yaml.
-#   bash scripts/classification/run_downstream_LP_hca_sex.sh --load_path CHECKPOINT [flags]
+#   sh scripts/classification/run_downstream_LP_hca_sex.sh --load_path CHECKPOINT [flags]
 # To rehearse: python scripts/make_synthetic_cohort.py hca, and add --data_path data/synthetic_hca
-set -euo pipefail
-source "$(dirname "$0")/../environment.sh"
-exec "$VENV/bin/python" downstream_eval.py --config hca_sex --downstream_task linear_probe "$@"
+. "$(dirname "$0")/../downstream.sh"

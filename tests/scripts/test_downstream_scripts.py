@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from downstream_tasks.task_files import TASK_FOLDER, load_task
+from downstream_tasks.task_files import load_task, task_names
 from src.datasets.clip_input import DOWNSAMPLE_STRIDE
 from src.datasets.clips import frames_needed
 from src.datasets.prepare.synthetic import write_synthetic
@@ -31,7 +31,7 @@ from make_synthetic_cohort import (  # noqa: E402  (a script, not part of a pack
 )
 
 PEOPLE, ROIS, FRAMES = 40, 32, 160
-TASKS = sorted(path.stem for path in TASK_FOLDER.glob("*.yaml") if "demo_" not in path.stem)
+TASKS = [name for name in task_names() if "demo_" not in name]
 SCRIPTS = [f"{protocol}_{task}" for protocol in ("FT", "LP") for task in TASKS]
 FEW = ("FT_hca_sex", "LP_adni_ncmci", "FT_hca_age", "LP_ukb_age")
 KINDS = {"classification": "Majority class", "regression": "Mean of the training people"}
@@ -82,7 +82,7 @@ class Rehearsal:
         make_cohort(data, preset, n_rois=ROIS)
         done = subprocess.run(
             [
-                *("bash", str(script), "--load_path", str(self.folder / "run")),
+                *("sh", str(script), "--load_path", str(self.folder / "run")),
                 *("--data_path", str(data), "--output_root", str(self.output), "--devices", "cpu"),
                 *("--num_seed", "1", "--epochs", "2"),
                 *("evaluation.n_exchanges=20", "data.num_workers=0"),
@@ -162,13 +162,52 @@ def test_results_become_one_table_with_the_published_numbers(rehearsal, names):
                 assert f"{value:g}" in done.stdout
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_script_under_any_shell_and_from_any_folder(tmp_path, shell):
+    """To the end of the shell's part: Python refuses a checkpoint that is not there."""
+    script = script_of("LP_hca_sex")
+    here = {"folder": tmp_path, "beside": script.parent, "root": ROOT}
+    for cwd, name in (
+        (here["folder"], str(script)),
+        (here["beside"], script.name),
+        (here["root"], str(script.relative_to(ROOT))),
+    ):
+        done = subprocess.run(
+            [shell, name, "--load_path", "there-is-none", "--output_root", str(tmp_path / "out")],
+            cwd=cwd,
+            env={**os.environ, "VENV": sys.prefix},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "no checkpoint there-is-none" in done.stderr
+    assert (tmp_path / "out" / "hca_sex" / "linear_probe" / "log.txt").exists()
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_environment_helps_under_any_shell(tmp_path, shell):
+    for name in ("environment.sh", "test.sh"):
+        done = subprocess.run(
+            [shell, str(ROOT / "scripts" / name), "--help"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Environment variables" in done.stdout
+
+
 def test_every_task_has_its_scripts():
     there = set((ROOT / "scripts").glob("*/run_downstream_*.sh"))
     assert there == {script_of(name) for name in SCRIPTS}
     for name in SCRIPTS:
         text = script_of(name).read_text()
-        protocol = PROTOCOLS[name[:2]][0]
-        assert f"--config {name[3:]} --downstream_task {protocol} " in text
+        assert f"sh {script_of(name).relative_to(ROOT)} --load_path CHECKPOINT" in text
+        assert text.splitlines()[-1] == '. "$(dirname "$0")/../downstream.sh"'
+        assert f"configs/downstream/{name[3:]}.yaml" in text
         assert f"make_synthetic_cohort.py {cohort_of(name[3:])}," in text
 
 
