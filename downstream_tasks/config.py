@@ -54,6 +54,7 @@ class DataConfig:
 
     data_path: str = ""  # a data-set folder (src.datasets.folder)
     target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
+    target_unit: str = ""  # of a number, for figures: years
     type: Literal["classification", "regression"] = "classification"
     classes: Labels = ()  # labels in class order, the second is "positive"; empty: sorted
     time: str = ""  # column: from the scan to the event, or to the last visit without it

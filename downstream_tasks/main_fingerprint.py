@@ -19,6 +19,7 @@ from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.features.table import Representations
 from downstream_tasks.notes import qualify
 from downstream_tasks.report.comparisons import compare_rows
+from downstream_tasks.report.figures import draw_table
 from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results, RunResult
 from downstream_tasks.report.rows import method_result
@@ -113,6 +114,7 @@ def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
     )
     folder_out = config.output_dir
     write_results(folder_out, results, config)
+    draw_table(folder_out, results)
     with replacing(folder_out / "predictions.tsv") as file:
         pd.concat(predictions).to_csv(file, sep="\t", index=False, na_rep="n/a")
     return results

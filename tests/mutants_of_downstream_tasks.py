@@ -862,10 +862,17 @@ ROWS = [
     ),
     (
         "downstream_tasks/report/figures.py",
-        "guess = scores * problem.target.scale + problem.target.mean",
-        "guess = scores",
+        "total[units] += scores * problem.target.scale + problem.target.mean",
+        "total[units] += scores",
         "tests/downstream_tasks/report/test_figures.py::test_a_scatter_is_in_the_targets_own_unit",
         "predictions are drawn in the target's own unit",
+    ),
+    (
+        "downstream_tasks/report/forest.py",
+        "for row in rows:\n            lines",
+        "for row in rows[:1]:\n            lines",
+        "tests/downstream_tasks/report/test_figures.py::test_the_forest_plot_has_every_row_and_says_what_qualifies_them",
+        "the forest plot has every row",
     ),
     # --- fine-tuning ------------------------------------------------------------------------------
     (

@@ -191,6 +191,7 @@ class Results:
         permutations: tests of rows against permuted labels, if they were made.
         learning_curve: scores in ``main_metric`` over the number of training people, likewise.
         settings: what was done, by name: normalisation, what was done to time, class weights.
+        target_unit: of the target, for figures; empty if it has none.
     """
 
     task: str
@@ -213,6 +214,7 @@ class Results:
     permutations: tuple[PermutationTest, ...] = ()
     learning_curve: tuple[CurvePoint, ...] = ()
     revision: str = ""
+    target_unit: str = ""
     format: int = RESULTS_FORMAT
 
     @property

@@ -4,7 +4,7 @@ config.yaml, revision.txt, log.txt   what was run
 split_*.tsv                          who was in which part
 metrics.jsonl, tensorboard/          one line per epoch of what was trained
 predictions.tsv                      one line per method, run and test person
-results.json, results.md, figure.png the table, with baselines and intervals
+results.json, results.md, table.tsv, figure.png, figure.svg   the table, with intervals
 """
 
 import json
@@ -62,6 +62,7 @@ def write_report(
         protocol=config.protocol,
         type=config.data.type,
         target=config.data.target,
+        target_unit=config.data.target_unit,
         classes=tuple(map(str, cohort.classes)),
         unit=config.data.unit,
         metrics=metric_names(config.data.type, len(cohort.classes)),
@@ -85,7 +86,7 @@ def write_report(
             file, sep="\t", index=False, na_rep="n/a", float_format="%.6g"
         )
     _write_history(folder, problems, methods)
-    draw_results(folder / "figure.png", cohort, problems, methods)
+    draw_results(folder, results, cohort, problems, methods)
     return results
 
 
@@ -98,12 +99,34 @@ def _settings(config: DownstreamConfig) -> dict[str, str]:
 
 
 def write_results(folder: Path, results: Results, config: DownstreamConfig) -> None:
-    """Write ``config.yaml``, ``revision.txt``, ``results.json`` and ``results.md``."""
+    """Write ``config.yaml``, ``revision.txt``, ``results.json``, ``results.md``, ``table.tsv``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     write_text(folder / "revision.txt", results.revision + "\n")
     results.write(folder / RESULTS_FILE)
     write_text(folder / "results.md", results_markdown(results))
+    with replacing(folder / "table.tsv") as file:
+        table(results).to_csv(file, sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+
+
+def table(results: Results) -> pd.DataFrame:
+    """The numbers of the table and of its picture: a line for every row and metric."""
+    return pd.DataFrame(
+        [
+            {
+                "method": row.name,
+                "head": row.head,
+                "kind": row.kind,
+                "metric": metric,
+                "mean": row.mean[metric],
+                "sd": row.sd[metric],
+                "low": row.interval[metric][0],
+                "high": row.interval[metric][1],
+            }
+            for row in results.rows
+            for metric in results.metrics
+        ]
+    )
 
 
 def predictions_table(

@@ -1,5 +1,6 @@
 """The figure of a result folder shows what the report says, of the test people."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from downstream_tasks.cohort.examples import Cohort
+from downstream_tasks.cohort.examples import Cohort, CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import Split
+from downstream_tasks.config import task_from_dict
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report import figures
+from downstream_tasks.report.results import CheckpointInfo, MethodResult, Results
+from downstream_tasks.report.write import write_report
 from tests.downstream_tasks.conftest import make_cohort
 
 TRAIN, TEST = np.arange(20), np.arange(20, 40)
@@ -33,9 +37,23 @@ def draw(tmp_path, monkeypatch):
     def panels(cohort: Cohort, scores: np.ndarray) -> list[Axes]:
         problem = Problem(cohort, SPLIT, make_target(cohort, SPLIT), "accuracy", 0)
         row = FittedMethod("Brain-JEPA", "ridge", "model", [HeadResult(scores, {})])
-        figures.draw_results(tmp_path / "results.png", cohort, [problem], [row])
-        assert (tmp_path / "results.png").stat().st_size > 0
-        return figures_drawn[-1].axes
+        config = task_from_dict(
+            {
+                "data": {
+                    "data_path": "x",
+                    "target": "age",
+                    "target_unit": "years",
+                    "type": "classification" if cohort.is_classification else "regression",
+                },
+                "evaluation": {"n_bootstrap": 20},
+            },
+            "test",
+        )
+        problem = dataclasses.replace(problem, metric=config.metric)
+        write_report(tmp_path, config, cohort, [problem], [row], CheckpointInfo())
+        assert (tmp_path / "figure.png").stat().st_size > 0
+        assert (tmp_path / "figure.svg").stat().st_size > 0
+        return figures_drawn[-1].axes[1:]
 
     return panels
 
@@ -84,3 +102,63 @@ def test_a_scatter_is_in_the_targets_own_unit(draw):
     points = scatter.collections[0].get_offsets()
     np.testing.assert_allclose(points[:, 0], y[TEST])
     np.testing.assert_allclose(points[:, 1], y[TEST])
+
+
+def test_the_forest_plot_has_every_row_and_says_what_qualifies_them(tmp_path, monkeypatch):
+    spread = {"mse": (0.5, 0.9)}
+    rows = (
+        MethodResult("Brain-JEPA", "ridge", "model", {"mse": 0.7}, {"mse": 0.1}, spread, ()),
+        MethodResult("FC", "ridge", "baseline", {"mse": 0.6}, {"mse": 0.1}, spread, ()),
+        MethodResult(
+            *(
+                "Mean",
+                "none",
+                "baseline",
+                {"mse": 1.0},
+                {"mse": 0.0},
+                {"mse": (np.nan, np.nan)},
+                (),
+            ),
+            representation="majority",
+        ),
+        MethodResult(
+            "A name " + "that goes on " * 9 + "to 7",
+            *("h", "control", {"mse": np.nan}, {"mse": np.nan}, spread, ()),
+            notes=("alpha 1 is at the edge of its grid",),
+        ),
+    )
+    results = Results(
+        task="t",
+        protocol="ridge",
+        type="regression",
+        target="age",
+        unit="person",
+        metrics=("mse",),
+        main_metric="mse",
+        cohort=CohortSummary(3, 3, 3, 3),
+        rows=rows,
+        notes=("3 of 9 runs are shorter than a clip",),
+    )
+    kept = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
+    figures.draw_table(tmp_path, results)
+    (axes,) = kept[0].axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert [label for label in labels if "(" in label][:3] == [row.label for row in rows[:3]]
+    assert labels[-1].endswith("to 7 (h)")
+    assert len(labels[-1]) < 60
+    assert [text.get_text() for text in axes.texts] == ["0.700", "0.600", "1.000", "n/a"]
+    vertical = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert vertical[0].get_xdata()[0] == 1.0
+    notes = kept[0].subfigs[-1].get_supxlabel()
+    assert "3 of 9 runs are shorter" in notes
+    assert "alpha 1 is at the edge of its grid" in notes
+
+
+def test_a_scatter_names_target_unit_r_and_mae(draw):
+    y = np.linspace(20.0, 80.0, 40)
+    z = (y - y[TRAIN].mean()) / y[TRAIN].std()
+    (scatter,) = draw(make_cohort(y), z)
+    assert scatter.get_xlabel() == "true age (years)"
+    assert "r 1.00, MAE" in scatter.get_title()
+    assert "20 people" in scatter.get_title()
