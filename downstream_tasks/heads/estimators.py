@@ -6,42 +6,26 @@ examples are scored with the result and nothing is chosen on them.
 """
 
 import logging
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import make_scorer
-from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
-from downstream_tasks.cohort.problem import Problem
+from downstream_tasks.cohort.problem import Problem, validation_score
 from downstream_tasks.cohort.splits import inner_folds
 from downstream_tasks.config import HeadsConfig
 from downstream_tasks.heads.result import HeadResult, LinearMap, edge_notes
+from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 
 logger = logging.getLogger(__name__)
 
 _MAX_ITERATIONS = 5000
-
-SCORERS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced_accuracy",
-    "f1_macro": "f1_macro",
-    "f1": "f1",
-    "auroc": "roc_auc_ovr",
-    "average_precision": "average_precision",
-    "brier": "neg_brier_score",
-    "mse": "neg_mean_squared_error",
-    "mae": "neg_mean_absolute_error",
-    "mse_raw": "neg_mean_squared_error",
-    "mae_raw": "neg_mean_absolute_error",
-    "r2": "r2",
-    "pearson": make_scorer(lambda y, guess: pearsonr(y, guess).statistic),
-    "spearman": make_scorer(lambda y, guess: spearmanr(y, guess).statistic),
-}
 
 
 def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsConfig) -> HeadResult:
@@ -63,29 +47,85 @@ def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsCon
         return scaled if rotation is None else rotation.transform(scaled).astype(np.float64)
 
     fit, y_fit = prepare(split.train), target.y[split.train]
+    x, y, examples = fit, y_fit, split.train
     if config.selection == "valid":
-        x, y = (
-            np.concatenate([fit, prepare(split.valid)]),
-            target.y[np.r_[split.train, split.valid]],
-        )
+        x, examples = np.concatenate([fit, prepare(split.valid)]), np.r_[split.train, split.valid]
+        y = target.y[examples]
         folds = [(np.arange(len(fit)), np.arange(len(fit), len(x)))]
     else:
-        x, y = fit, y_fit
         folds = inner_folds(problem.cohort, split.train, config.folds, problem.seed)
     if kind == "knn":
         fewest = min(len(train) for train, _ in folds)
         values = [k for k in values if k <= fewest] or [1]
-    search = GridSearchCV(
-        estimator, {name: values}, scoring=SCORERS[problem.metric], cv=folds, refit=False
-    ).fit(x, y)
-    chosen = {name: search.best_params_[name], "selection_score": float(search.best_score_)}
+    scores, unfinished = _score_settings(estimator, name, values, x, y, examples, folds, problem)
+    sign = -1 if problem.metric in LOWER_IS_BETTER else 1
+    best = int(np.argmax(sign * scores))  # of equally good values the first
+    chosen = {name: values[best], "selection_score": float(scores[best])}
     notes = () if kind == "knn" else edge_notes(chosen, {name: values})
-    estimator.set_params(**search.best_params_).fit(fit, y_fit)
+    converged = _fit(estimator.set_params(**{name: values[best]}), fit, y_fit)
+    notes += _convergence_notes(converged, unfinished, len(values) * len(folds))
     if kind == "knn":
-        predict = estimator.predict_proba if target.n_classes else estimator.predict
-        return HeadResult(predict(prepare(everyone)), chosen)
+        return HeadResult(_predict(estimator, prepare(everyone), target.n_classes), chosen)
     linear = _fold_preparation(estimator, scaler, rotation)
     return HeadResult(linear.scores(features, target.n_classes), chosen, linear=linear, notes=notes)
+
+
+def _score_settings(
+    estimator: BaseEstimator,
+    name: str,
+    values: Sequence[float],
+    x: np.ndarray,
+    y: np.ndarray,
+    examples: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    problem: Problem,
+) -> tuple[np.ndarray, int]:
+    """The problem's metric of each value, ``[values]``, and how many fits did not converge.
+
+    ``x`` and ``y`` are those of ``examples``, in which the folds are positions. Scored is what is
+    scored outside: the units, over whose runs or clips predictions are averaged.
+    """
+    scores, unfinished = np.zeros((len(values), len(folds))), 0
+    for i, value in enumerate(values):
+        for k, (fit, held_out) in enumerate(folds):
+            one = clone(estimator).set_params(**{name: value})
+            unfinished += not _fit(one, x[fit], y[fit])
+            predicted = _predict(one, x[held_out], problem.target.n_classes)
+            scores[i, k] = validation_score(predicted, examples[held_out], problem)
+    return scores.mean(axis=1), unfinished
+
+
+def _fit(estimator: BaseEstimator, x: np.ndarray, y: np.ndarray) -> bool:
+    """Fit ``estimator``; return whether its solver converged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator.fit(x, y)
+    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for warning in others:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return len(others) == len(caught)
+
+
+def _predict(estimator: BaseEstimator, x: np.ndarray, n_classes: int) -> np.ndarray:
+    """Probabilities of all classes ``[n, C]``, or predictions ``[n]``."""
+    if not n_classes:
+        return estimator.predict(x)
+    probabilities = np.zeros((len(x), n_classes))  # of a class that was not there to be fitted: 0
+    probabilities[:, estimator.classes_] = estimator.predict_proba(x)
+    return probabilities
+
+
+def _convergence_notes(converged: bool, unfinished: int, n_fits: int) -> tuple[str, ...]:
+    notes = []
+    if not converged:
+        notes.append(f"the solver did not converge in {_MAX_ITERATIONS} iterations")
+    if unfinished:
+        notes.append(
+            f"the solver did not converge in {unfinished} of {n_fits} fits that chose the setting"
+        )
+    for note in notes:
+        logger.warning("%s", note)
+    return tuple(notes)
 
 
 def _estimator(

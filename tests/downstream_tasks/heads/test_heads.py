@@ -3,16 +3,19 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from timm.optim import Lars
 from torch import nn
 
 from downstream_tasks.cohort.problem import Problem, class_weights, make_target, validation_score
-from downstream_tasks.cohort.splits import Split, draw_split
+from downstream_tasks.cohort.splits import Split, draw_split, inner_folds
 from downstream_tasks.config import AttentiveProbeConfig, HeadsConfig, LinearProbeConfig
+from downstream_tasks.heads import estimators
 from downstream_tasks.heads import linear_probe as probes
 from downstream_tasks.heads.attentive_probe import attentive_probe
 from downstream_tasks.heads.estimators import fit_head
@@ -146,6 +149,55 @@ def test_a_setting_at_the_edge_of_its_grid_is_noted():
         {"blr": 2.0, "weight_decay": 0.0}, {"blr": (1, 2, 3), "weight_decay": (0, 1)}
     )
     assert inside == ()  # no penalty is no edge
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
+def test_settings_are_chosen_by_the_score_of_people_not_of_runs(kind):
+    """Independent code: cross-validation by hand, of the mean over the three runs of a person."""
+    rng = np.random.default_rng(3)
+    y = np.arange(60) % 2 if kind == "logistic" else rng.normal(size=60)
+    metric, classes = ("auroc", ("F", "M")) if kind == "logistic" else ("mse", ())
+    problem = problem_of(y, metric, classes, runs=3)
+    people = np.repeat(np.arange(60), 3)
+    x = rng.normal(size=(180, 4)).astype(np.float32)
+    x[:, 0] += problem.cohort.y + rng.normal(size=60)[people]
+    config = HeadsConfig(C=(0.01, 1.0), alpha=(1.0, 300.0))
+    train = problem.split.train
+    scaled = StandardScaler().fit(x[train]).transform(x[train])
+    target = problem.target.y[train]
+    means = {}
+    for value in config.C if kind == "logistic" else config.alpha:
+        scores = []
+        for fit, held_out in inner_folds(problem.cohort, train, config.folds, problem.seed):
+            if kind == "logistic":
+                head = LogisticRegression(C=value, max_iter=5000).fit(scaled[fit], target[fit])
+                guess = head.predict_proba(scaled[held_out])[:, 1]
+            else:
+                guess = Ridge(alpha=value).fit(scaled[fit], target[fit]).predict(scaled[held_out])
+            runs = pd.DataFrame(
+                {"person": people[train][held_out], "guess": guess, "y": target[held_out]}
+            )
+            of_person = runs.groupby("person").mean()
+            if kind == "logistic":
+                scores.append(roc_auc_score(of_person["y"], of_person["guess"]))
+            else:
+                scores.append(np.square(of_person["y"] - of_person["guess"]).mean())
+        means[value] = np.mean(scores)
+    chosen = fit_head(kind, x, problem, config).chosen
+    best = (max if kind == "logistic" else min)(means, key=means.get)
+    assert chosen["C" if kind == "logistic" else "alpha"] == best
+    assert chosen["selection_score"] == pytest.approx(means[best], rel=1e-4)
+
+
+def test_a_solver_that_does_not_converge_says_so(binary, monkeypatch, caplog):
+    x, problem = binary
+    config = HeadsConfig(C=(1e-3, 1e5))
+    assert not any("converge" in note for note in fit_head("logistic", x, problem, config).notes)
+    monkeypatch.setattr(estimators, "_MAX_ITERATIONS", 2)
+    notes = fit_head("logistic", x, problem, config).notes
+    assert "the solver did not converge in 2 iterations" in notes
+    assert any("of 10 fits that chose the setting" in note for note in notes)
+    assert "did not converge in 2 iterations" in caplog.text
 
 
 def test_groups_stay_together_in_the_inner_folds():
