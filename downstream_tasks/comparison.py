@@ -13,10 +13,12 @@ from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
 from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.estimators import fit_head
+from downstream_tasks.heads.joint import fit_joint
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 
 logger = logging.getLogger(__name__)
 
+_JOINT = "with the model"  # a fit, not a head: of the features and the model's together
 
 FitFeatures = Callable[[np.ndarray, Problem], HeadResult]  # on features [n_examples, F]
 FitEncoded = Callable[[str, Problem], HeadResult]  # on an encoder's representation, by its name
@@ -32,6 +34,8 @@ def baseline_rows(
     names: Sequence[str] | None = None,
 ) -> list[FittedMethod]:
     """The rows of ``names``: by default ``evaluation.readouts`` and ``evaluation.baselines``.
+
+    Those of ``evaluation.stack`` have a row together with the model too.
 
     Args:
         fit, head: the protocol's own head on features, and its name. By default logistic or ridge
@@ -60,21 +64,35 @@ def baseline_rows(
             results = [encoded_fit(name, problem) for problem in problems]
             rows.append(FittedMethod(title, encoded_head, entry.kind, results, name))
             continue
+        stacked = name in config.evaluation.stack
         if entry.is_control and frozen:
             fits = {plain: fit_plain}
         else:
-            fits = ({plain: fit_plain} if entry.plain_head else {}) | {head: fit}
+            fits = ({plain: fit_plain} if entry.plain_head or stacked else {}) | {head: fit}
+        if stacked:
+            fits[_JOINT] = lambda features, problem: fit_joint(
+                plain, features, representations.features("model"), problem, config.heads
+            )
+        note = representations.series.note(entry.reads)
         results: dict[str, list[HeadResult]] = {head_name: [] for head_name in fits}
         for problem in problems:
             features = representations.features(name, problem)
             for head_name, fit_one in fits.items():
-                results[head_name].append(fit_one(features, problem))
+                results[head_name].append(_with_note(fit_one(features, problem), note))
+        joint = results.pop(_JOINT, None)
         rows += [
-            FittedMethod(title, head_name, entry.kind, fitted, name)
-            for head_name, fitted in results.items()
+            FittedMethod(title, head_name, entry.kind, of_head, name)
+            for head_name, of_head in results.items()
         ]
+        if joint:
+            title += f" + {MODEL_NAME}" + (", frozen" if config.protocol == "fine_tune" else "")
+            rows.append(FittedMethod(title, plain, "joint", joint, f"{name}+model"))
         representations.forget(name)
     return rows
+
+
+def _with_note(result: HeadResult, note: str | None) -> HeadResult:
+    return replace(result, notes=(*result.notes, note)) if note else result
 
 
 def confound_rows(

@@ -164,6 +164,9 @@ class EvaluationConfig:
     n_permutations: Natural = 0  # of the labels, everything fitted again; 0: no permutation test
     train_sizes: tuple[TrainSize, ...] = ()  # learning curve: 20 people, 0.5 or 1.0 of them
     train_draws: Count = 5  # nested sets of training people of these sizes
+    # Of the baselines: these together with the model, with the same head as they have alone
+    # (logistic or ridge regression). What does the model add to what FC knows?
+    stack: tuple[str, ...] = ("fc",)
     encoder_batch_size: Count = 16  # clips per frozen forward pass
     bfloat16: bool = False  # in frozen forward passes, where the device has it
 
@@ -382,6 +385,11 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         names = (value,) if isinstance(value, str) else value
         yield Relation({*names} <= {*allowed}, f"evaluation.{key}", explain_names(names, allowed))
     baselines, known = config.evaluation.baselines, names_of("baseline")
+    with_features = [name for name in known if REGISTRY[name].reads not in ("nothing", "encoder")]
+    stack = config.evaluation.stack
+    yield Relation(
+        {*stack} <= {*with_features}, "evaluation.stack", explain_names(stack, with_features)
+    )
     of_events = [name for name in known if REGISTRY[name].reads == "patch"]
     yield Relation(
         data.unit == "event" or not {*of_events} & {*baselines},

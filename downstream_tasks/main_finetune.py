@@ -238,8 +238,11 @@ def _report_stored(
 
 
 def _with_rows(config: DownstreamConfig, baselines: tuple[str, ...]) -> DownstreamConfig:
-    """The same task with these rows beside the model, and no others."""
-    rows = dataclasses.replace(config.evaluation, baselines=baselines, readouts=())
+    """The same task with these rows beside the model, and no others.
+
+    Nor a baseline together with the model: its features were fine-tuned on the training people.
+    """
+    rows = dataclasses.replace(config.evaluation, baselines=baselines, readouts=(), stack=())
     return dataclasses.replace(config, evaluation=rows)
 
 

@@ -291,6 +291,20 @@ ROWS = [
         "no one person decides what the subspace of co-skewness is",
     ),
     (
+        "downstream_tasks/heads/joint.py",
+        "SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)",
+        "SHARES = (0.6,)",
+        "tests/downstream_tasks/heads/test_joint.py::test_noise_costs_next_to_nothing_whatever_its_width",
+        "features that add nothing to FC can be left out",
+    ),
+    (
+        "downstream_tasks/heads/joint.py",
+        "second *= np.sqrt(sizes[0] / sizes[1]) if sizes[1] > 0 else 0.0",
+        "pass",
+        "tests/downstream_tasks/heads/test_joint.py::test_what_is_new_is_gained_whatever_its_width",
+        "a connectome does not drown a few features",
+    ),
+    (
         "downstream_tasks/features/readouts.py",
         "(tokens - mean) / sd",
         "tokens",
@@ -468,8 +482,8 @@ ROWS = [
     ),
     (
         "downstream_tasks/comparison.py",
-        "FittedMethod(title, head_name, entry.kind, fitted, name)",
-        'FittedMethod(title, head_name, "baseline", fitted, name)',
+        "FittedMethod(title, head_name, entry.kind, of_head, name)",
+        'FittedMethod(title, head_name, "baseline", of_head, name)',
         "tests/downstream_tasks/features/test_registry.py::test_a_new_entry_has_its_row_with_nothing_else_changed",
         "the registry says what is a control",
     ),
@@ -546,8 +560,8 @@ ROWS = [
     ),
     (
         "downstream_tasks/heads/estimators.py",
-        "scaler = StandardScaler().fit(features[split.train])",
-        "scaler = StandardScaler().fit(features)",
+        "scaler = StandardScaler(with_std=standardise).fit(features[split.train])",
+        "scaler = StandardScaler(with_std=standardise).fit(features)",
         "tests/downstream_tasks/heads/test_heads.py::test_test_people_change_nothing",
         "features are standardised on training people",
     ),

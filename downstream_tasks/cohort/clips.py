@@ -155,16 +155,15 @@ class ExampleClips(Dataset):
         return int(self.dataset.samples[self._position[item // self.per_example]])
 
     def seconds(self) -> np.ndarray:
-        """Time that the clips of each example cover, counted once, float64 ``[n_examples]``."""
-        position = self._position
-        tr = self.dataset.folder.runs["tr"].to_numpy(np.float64)[self.dataset.rows]
-        covered = np.empty(len(self.dataset.rows))
-        length = self.dataset.samples * self.dataset.sample_intervals / tr  # frames of a clip
-        for run in range(len(covered)):
-            starts = np.array(self.dataset.even_starts(run, self.per_example))
-            gaps = np.diff(starts, append=np.inf)
-            covered[run] = np.minimum(gaps, length[run]).sum() * tr[run]
-        return covered[position]
+        """Time of its run that the clips of each example cover, float64 ``[n_examples]``."""
+        dataset = self.dataset
+        tr = dataset.folder.runs["tr"].to_numpy(np.float64)[dataset.rows]
+        of_clip = dataset.samples * dataset.sample_intervals
+        covered = np.empty(len(tr))
+        for run in range(len(tr)):  # where clips overlap, what they share counts once
+            starts = np.array(dataset.even_starts(run, self.per_example)) * tr[run]
+            covered[run] = np.minimum(np.diff(starts, append=np.inf), of_clip[run]).sum()
+        return covered[self._position]
 
     def identity(self) -> dict[str, Any]:
         """What the clips depend on, as plain values: the key of features made from them.

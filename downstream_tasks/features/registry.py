@@ -13,7 +13,7 @@ from src.utils.errors import nearest
 
 MODEL_NAME = "Brain-JEPA"
 
-Kind = Literal["model", "readout", "baseline", "control"]
+Kind = Literal["model", "readout", "baseline", "control", "joint"]
 Reads = Literal["nothing", "run", "whole_run", "clip", "patch", "encoder"]
 
 
@@ -24,7 +24,8 @@ class Representation:
     Attributes:
         name: in ``evaluation.baselines``; of a readout in ``evaluation.level`` and ``readouts``.
         title: of its row.
-        kind: what the row is to the reader.
+        kind: what the row is to the reader. ("joint" is a baseline together with the model; such
+            rows have no entry.)
         reads: what ``function`` is given.
 
             - ``"nothing"``: ``(y_train, n_classes, n_examples)``; it returns the scores of all

@@ -39,9 +39,25 @@ class ExampleSeries:
         self._folder = DataFolder(data.data_path)
         self._rows = cohort.examples["row"].to_numpy()
 
+    def reads_whole_runs(self, reads: Reads) -> bool:
+        """Whether a kind of reading sees every frame of a run, whatever the model sees."""
+        return reads == "whole_run" or (
+            reads == "run" and self.patch is None and self.frames == "run"
+        )
+
+    def note(self, reads: Reads) -> str | None:
+        """What is to be said of a row that has seen more of the runs than the model."""
+        if not self.reads_whole_runs(reads):
+            return None
+        frames, tr = self._folder.frames, self._folder.runs["tr"].to_numpy(np.float64)
+        whole, seen = np.median((frames * tr)[self._rows]), np.median(self.clips.seconds())
+        if whole <= seen:
+            return None
+        return f"sees all frames of a run ({whole:.0f} s, median), the model {seen:.0f} s of it"
+
     def of(self, example: int, reads: Reads) -> list[np.ndarray]:
         """Series ``[R, T]`` of an example, several where it has several clips."""
-        if reads == "whole_run" or (reads == "run" and self.patch is None and self.frames == "run"):
+        if self.reads_whole_runs(reads):
             return [self._folder.series(self._rows[example])]
         k = self.clips.per_example
         items = range(example * k, (example + 1) * k)

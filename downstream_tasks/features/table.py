@@ -115,10 +115,12 @@ class Representations:
     def encoded(self, name: str, level: str) -> np.ndarray:
         """Encoder features of every clip at a level of :func:`encode.encode_clips`.
 
-        The first call for the model encodes the levels of all ``evaluation.readouts`` with it.
+        The first call for the model encodes all levels that the rows of the table need of it.
         """
         evaluation, entry = self.config.evaluation, REGISTRY[name]
         levels = (level, *evaluation.readouts) if name == "model" else (level,)
+        if name == "model" and {*evaluation.stack} & {*evaluation.baselines}:
+            levels += (evaluation.level,)
         levels = tuple(dict.fromkeys(levels))
         encoder = self.pretrained.encoder
         if entry.untrained:

@@ -28,19 +28,28 @@ logger = logging.getLogger(__name__)
 _MAX_ITERATIONS = 5000
 
 
-def fit_head(kind: str, features: np.ndarray, problem: Problem, config: HeadsConfig) -> HeadResult:
+def fit_head(
+    kind: str,
+    features: np.ndarray,
+    problem: Problem,
+    config: HeadsConfig,
+    *,
+    standardise: bool = True,
+) -> HeadResult:
     """Fit ``logistic``, ``ridge`` or ``knn`` on ``features`` ``[n_examples, F]``.
 
     Weights are fitted on the training people, whatever the head. With ``selection: cv`` so is the
     setting, and the validation people are not used at all; ``selection: valid``, the probes and
     fine-tuning pick theirs on the validation people, so that such rows have seen more of them.
+
+    ``standardise`` off leaves features in the scale they have, for those that have been given one.
     """
     split, target = problem.split, problem.target
     everyone = np.arange(len(features))
     estimator, name, values = _estimator(kind, problem, config)
-    scaler = StandardScaler().fit(features[split.train])
+    scaler = StandardScaler(with_std=standardise).fit(features[split.train])
     fit = scaler.transform(features[split.train])
-    rotation = None if kind == "knn" else _rotation(fit, config.max_components, problem.seed)
+    rotation = None if kind == "knn" else span_rotation(fit, config.max_components, problem.seed)
 
     def prepare(examples: np.ndarray) -> np.ndarray:
         scaled = scaler.transform(features[examples])
@@ -176,7 +185,7 @@ class WeightedNeighbours(KNeighborsClassifier):
         return self.classes_[self.predict_proba(x).argmax(axis=1)]
 
 
-def _rotation(fit: np.ndarray, max_components: int, seed: int) -> PCA | None:
+def span_rotation(fit: np.ndarray, max_components: int, seed: int) -> PCA | None:
     """Principal axes of the standardised training features, if there are more features than those.
 
     A penalised linear head lies in the span of its training examples, so turning the features into
@@ -201,5 +210,6 @@ def _fold_preparation(
     if rotation is not None:
         weight = weight @ rotation.components_
         bias = bias - weight @ rotation.mean_
-    weight = weight / scaler.scale_
+    if scaler.with_std:
+        weight = weight / scaler.scale_
     return LinearMap(weight, bias - weight @ scaler.mean_)

@@ -25,7 +25,8 @@ def compare_rows(
     n_exchanges: int,
     scored_as: str | None = None,
 ) -> tuple[Comparison, ...]:
-    """Every row against FC, and the model against its untrained copy and the best baseline.
+    """Every row against FC, the model against its untrained copy and the best baseline, and each
+    baseline with the model against the baseline alone.
 
     ``scored_as`` is the name of ``metric`` in the scores, if it differs. What is compared with the
     best baseline says so in ``test``: that baseline was picked on the people it is compared on.
@@ -76,6 +77,10 @@ def _pairs(
     best = best_baseline(compared, metric)
     for row in compared:
         add(row, fc)
+        if row.kind == "joint":  # what the model adds to the baseline, with the same head
+            alone = (row.representation.removesuffix("+model"), row.head)
+            bases = [r for r in compared if (r.representation, r.head) == alone]
+            add(row, bases[0] if bases else None)
         if row.kind == "model":
             untrained = [r for r in compared if r.representation == UNTRAINED]
             alike = [r for r in untrained if r.head == row.head] or untrained

@@ -115,6 +115,33 @@ def test_readouts_have_rows_beside_the_model_from_one_pass(files, tmp_path, monk
     assert rows["Brain-JEPA, feature connectivity"].mean["auroc"] > 0.8
 
 
+def test_fc_and_the_model_together_have_a_row_beside_fc(files, tmp_path):
+    config = task(
+        files, tmp_path, "linear_probe", ["fc", "fc_run", "log_sd"], stack=["fc", "log_sd"]
+    )
+    results = main_linearprobe.run(config, CPU)
+    rows = {(row.name, row.head): row for row in results.rows}
+    assert [key for key, row in rows.items() if row.kind == "joint"] == [
+        ("FC + Brain-JEPA", "logistic"),
+        ("ROI log SD + Brain-JEPA", "logistic"),
+    ]
+    for name in ("FC", "ROI log SD"):  # alone, with the same head
+        both, alone = rows[f"{name} + Brain-JEPA", "logistic"], rows[name, "logistic"]
+        difference = results.comparison(both, alone).difference
+        metric = results.main_metric
+        assert difference == pytest.approx(both.mean[metric] - alone.mean[metric])
+    assert 0 <= rows["FC + Brain-JEPA", "logistic"].runs[0].chosen["share"] < 1
+    assert any("sees all frames" in note for note in rows["FC of the whole run", "LARS"].notes)
+    assert not any("sees all frames" in note for note in rows["FC", "logistic"].notes)
+
+
+def test_what_is_put_together_with_the_model_is_a_baseline_with_features(files, tmp_path):
+    with pytest.raises(UserError, match=r"evaluation\.stack.*Did you mean 'fc_run'\?"):
+        task(files, tmp_path, "logistic", ["fc"], stack=["fc_runs"])
+    with pytest.raises(UserError, match=r"evaluation\.stack"):
+        task(files, tmp_path, "logistic", ["fc"], stack=["majority"])
+
+
 def test_levels_and_readouts_are_those_of_the_registry(files, tmp_path):
     with pytest.raises(UserError, match=r"evaluation\.level.*Did you mean 'connectivity'\?"):
         task(files, tmp_path, "logistic", ["fc"], level="conectivity")

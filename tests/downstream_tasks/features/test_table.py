@@ -128,6 +128,23 @@ def test_what_is_fitted_is_fitted_on_the_training_people(files, tmp_path, name):
     assert np.abs(np.abs(first) - np.abs(second)).max() > 0.1
 
 
+def test_a_row_that_has_seen_more_than_the_model_says_so(files, tmp_path):
+    more = "sees all frames of a run (60 s, median), the model 32 s of it"
+    for evaluation, reads, note in (
+        ({}, "run", None),
+        ({}, "clip", None),
+        ({}, "whole_run", more),
+        ({"baseline_frames": "run"}, "run", more),
+        ({"clips": 2}, "whole_run", None),  # of 32 s from 0 and 28 s on: all of it
+    ):
+        series = representations_of(files, tmp_path, target="sex", evaluation=evaluation).series
+        assert series.note(reads) == note
+    strided = representations_of(files, tmp_path, target="sex", stride=2, short_runs="pad")
+    np.testing.assert_allclose(strided.clips.seconds(), [60.0] * 4)  # 15 samples, 4 s apart
+    some = representations_of(files, tmp_path, target="sex", evaluation={"clips": 2})
+    np.testing.assert_allclose(some.clips.seconds(), [60.0] * 4)
+
+
 def test_features_that_are_let_go_are_computed_again(files, tmp_path):
     representations = representations_of(files, tmp_path, target="sex")
     first = representations.features("fc")
