@@ -71,12 +71,12 @@ def baseline_rows(
             fits = ({plain: fit_plain} if entry.plain_head or stacked else {}) | {head: fit}
         if stacked:
             fits[_JOINT] = lambda features, problem: fit_joint(
-                plain, features, representations.features("model"), problem, config.heads
+                plain, features, representations.features("model", problem), problem, config.heads
             )
-        note = representations.series.note(entry.reads)
         results: dict[str, list[HeadResult]] = {head_name: [] for head_name in fits}
         for problem in problems:
             features = representations.features(name, problem)
+            note = representations.of(problem).series.note(entry.reads)
             for head_name, fit_one in fits.items():
                 results[head_name].append(_with_note(fit_one(features, problem), note))
         joint = results.pop(_JOINT, None)
