@@ -18,6 +18,7 @@ from downstream_tasks.heads.result import FittedMethod, HeadResult
 
 logger = logging.getLogger(__name__)
 
+_FROZEN = f"{MODEL_NAME}, frozen encoder"
 _JOINT = "with the model"  # a fit, not a head: of the features and the model's together
 
 FitFeatures = Callable[[np.ndarray, Problem], HeadResult]  # on features [n_examples, F]
@@ -85,7 +86,7 @@ def baseline_rows(
             for head_name, of_head in results.items()
         ]
         if joint:
-            title += f" + {MODEL_NAME}" + (", frozen" if config.protocol == "fine_tune" else "")
+            title += " + " + (_FROZEN if config.protocol == "fine_tune" else MODEL_NAME)
             rows.append(FittedMethod(title, plain, "joint", joint, f"{name}+model"))
         representations.forget(name)
     return rows
@@ -143,8 +144,7 @@ def frozen_row(representations: Representations, problems: Sequence[Problem]) ->
         fit_head(head, representations.features("model", problem), problem, config.heads)
         for problem in problems
     ]
-    title = f"{MODEL_NAME}, frozen encoder"
-    return FittedMethod(title, head, "readout", results, config.evaluation.level)
+    return FittedMethod(_FROZEN, head, "readout", results, config.evaluation.level)
 
 
 def no_features_row(

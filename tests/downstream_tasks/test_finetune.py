@@ -57,7 +57,9 @@ def test_learns_reports_and_evaluates_again(trained):
     assert (model.name, model.head) == ("Brain-JEPA", "fine-tuned")
     assert model.mean["balanced_accuracy"] > 0.9
     frozen = "Brain-JEPA, frozen encoder"
-    assert {row.name for row in others} == {*(frozen, "Majority class", "FC", "Untrained encoder")}
+    assert {row.name for row in others} == {
+        *(frozen, "Majority class", "FC", f"FC + {frozen}", "Untrained encoder")
+    }
     out = config.output_dir
     for name in (
         "config.yaml", "revision.txt", "log.txt", "metrics.jsonl", "predictions.tsv", "results.md",
@@ -85,6 +87,8 @@ def test_learns_reports_and_evaluates_again(trained):
     )
     alone = main_finetune.run(one, [CPU], evaluate=True)
     assert alone.rows[0].runs[0].metrics == model.runs[1].metrics
+    # Features that were fine-tuned on the training people add nothing that could be measured there.
+    assert not any(row.kind == "joint" for row in alone.rows)
     assert (one.output_dir / "eval" / "results.md").exists()
 
 
