@@ -78,8 +78,8 @@ def _pairs(
     for row in compared:
         add(row, fc)
         if row.kind == "joint":  # what the model adds to the baseline, with the same head
-            alone = (row.representation.removesuffix("+model"), row.head)
-            bases = [r for r in compared if (r.representation, r.head) == alone]
+            alike = [r for r in compared if r.head == row.head and r.kind == "baseline"]
+            bases = [r for r in alike if row.name.startswith(f"{r.name} + ")]
             add(row, bases[0] if bases else None)
         if row.kind == "model":
             untrained = [r for r in compared if r.representation == UNTRAINED]

@@ -11,7 +11,7 @@ from tests.downstream_tasks.conftest import Rehearsal, labelled_folder, write_ch
 from tests.downstream_tasks.test_main_linearprobe import config_of
 
 CPU = torch.device("cpu")
-FEW = {"num_seed": 2, "n_exchanges": 20, "baselines": ["majority", "fc", "roi_stats"]}
+FEW = {"stack": [], "num_seed": 2, "n_exchanges": 20, "baselines": ["majority", "fc", "roi_stats"]}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,8 @@ def test_fine_tuning_has_the_confounds_beside_it(tmp_path):
         evaluation={"baselines": ["fc"]},
     )  # fmt: skip
     found = labels(main_finetune.run(config, [CPU]))
-    assert found[-2:] == ["Confounds alone (logistic)", "FC, confounds removed (logistic)"]
+    both = "FC, confounds removed + Brain-JEPA, frozen encoder (logistic)"
+    assert found[-3:] == ["Confounds alone (logistic)", "FC, confounds removed (logistic)", both]
 
 
 @pytest.mark.parametrize(
