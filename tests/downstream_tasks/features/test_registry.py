@@ -131,7 +131,7 @@ def test_fc_and_the_model_together_have_a_row_beside_fc(files, tmp_path):
         metric = results.main_metric
         assert difference == pytest.approx(both.mean[metric] - alone.mean[metric])
     assert 0 <= rows["FC + Brain-JEPA", "logistic"].runs[0].chosen["share"] < 1
-    assert any("sees all frames" in note for note in rows["FC of the whole run", "LARS"].notes)
+    assert any("sees all frames" in note for note in rows["FC of the whole run", "logistic"].notes)
     assert not any("sees all frames" in note for note in rows["FC", "logistic"].notes)
 
 
