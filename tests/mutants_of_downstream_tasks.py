@@ -348,6 +348,13 @@ ROWS = [
     ),
     (
         "src/pretrained/hub.py",
+        "cls._load_as_safetensor(model, str(file), map_location, strict)",
+        "super()._from_pretrained(model_id=model_id, strict=strict, **arguments)",
+        "tests/pretrained/test_hub.py::test_the_code_of_the_card_runs_as_printed",
+        "reading an exported folder prints nothing",
+    ),
+    (
+        "src/pretrained/hub.py",
         "            normalization=clip_input.normalization,\n",
         "            normalization=None,\n",
         "tests/pretrained/test_hub.py::test_round_trip",

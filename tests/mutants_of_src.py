@@ -349,6 +349,13 @@ ROWS = [
         "method 1: subcortical ROIs first",
     ),
     (
+        "src/datasets/clip_input.py",
+        'if frames < needed and self.short_runs != "pad":',
+        "if False:",
+        "tests/datasets/test_clip_input.py::test_series_that_cannot_be_prepared",
+        "a series in memory that is too short is refused as a run would be",
+    ),
+    (
         "src/datasets/published_rois.py",
         'side = "right" if place < N_SUBCORTICAL // 2 else "left"',
         'side = "left" if place < N_SUBCORTICAL // 2 else "right"',

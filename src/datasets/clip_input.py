@@ -164,29 +164,47 @@ class ClipInput:
         stats = check_statistics(self.stats, self.crop_size[0], "the statistics given")
         return normalizer(self.normalization, **stats)
 
-    def clip_of_series(self, series: Tensor, tr: float) -> Tensor:
+    def clip_of_series(self, series: Tensor | np.ndarray, tr: float) -> Tensor:
         """The centre clip ``[1, R, T]`` of a series in memory, ``[R, T_run]`` with TR in seconds.
 
         It is resampled to ``target_tr``, by default 2 s, as the paper does with multiband data (a
         stride belongs to the TR of the data it was chosen for); a run that is slower is used as it
         is, as frames that were not measured cannot be sampled. ROIs that are constant or not finite
-        become 0, and samples that a short run lacks. What is not known is as in :meth:`completed`.
+        become 0 under ``bad_rois: zero``, and samples that a short run lacks under ``short_runs:
+        pad``. What is not known is as in :meth:`completed`.
 
         Raises:
-            UserError: if the series is not ``[R, T_run]`` or the TR is not above 0.
+            UserError: if the series is not ``[R, T_run]`` or the TR is not above 0, and as a data
+                set does with a bad ROI or too few frames.
         """
         rois, n_samples = self.crop_size
-        if series.ndim != 2 or len(series) != rois:
+        if not isinstance(series, Tensor):
+            series = torch.from_numpy(np.array(series, dtype=np.float32))
+        if series.ndim != 2 or len(series) != rois or not series.shape[1]:
             raise UserError(f"a series must be [{rois}, frames], not {tuple(series.shape)}.")
-        if not tr > 0:
+        if tr is None or not tr > 0:
             raise UserError(f"the TR is {tr}, it must be seconds above 0.")
         series = series.detach().to("cpu", torch.float32).contiguous()
         bad = ~series.isfinite().all(dim=1) | (series == series[:, :1]).all(dim=1)
+        if bool(bad.any()) and self.bad_rois != "zero":
+            numbers = (bad.nonzero().flatten() + 1).tolist()
+            raise UserError(
+                f"{len(numbers)} of {rois} ROIs of the series are constant or not finite: ROI "
+                f"{', '.join(map(str, numbers[:10]))}{', ...' if len(numbers) > 10 else ''}. Leave "
+                "the series out, or set these ROIs to 0 by bad_rois: zero."
+            )
         series = series.masked_fill(bad[:, None], 0.0)
         frames = series.shape[1]
         target_tr = max(tr, self.target_tr or DEFAULT_TARGET_TR)
         step = frame_steps(np.array([tr]), target_tr=target_tr)
-        spare = max(frames - frames_needed(n_samples, step).item(), 0)
+        needed = frames_needed(n_samples, step).item()
+        if frames < needed and self.short_runs != "pad":
+            raise UserError(
+                f"the series has {frames} frames of {tr:g} s, and a clip of {n_samples} samples "
+                f"{target_tr:g} s apart needs {needed}. Give a longer series or a smaller "
+                "target_tr, or add zeros by short_runs: pad."
+            )
+        spare = max(frames - needed, 0)
         available = min(n_samples, samples_available(frames, step).item())
         start = even_starts(spare + 1, 1).item()
         clip = take_clip(series.flatten(), (0, rois, frames), start, step.item(), available)

@@ -12,9 +12,11 @@ fine-tuning.
 """
 
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
@@ -26,7 +28,7 @@ from ..datasets.clip_input import ClipInput
 from ..datasets.input_profile import InputProfile
 from ..models.downstream_vit import DownstreamViT
 from ..models.encoder_spec import EncoderSpec
-from ..utils.errors import UserError
+from ..utils.errors import PACKAGE, UserError
 from ..utils.files import replacing
 from .encoder import Pretrained
 from .file_kinds import ENCODER_PREFIX, CheckpointContents, split_network
@@ -40,16 +42,19 @@ _MODEL_CARD = """---
 
 An encoder of parcellated fMRI ({{ paper_url }}). `config.json` says which ROIs in which order,
 which clip length and which normalisation it expects; the weights come with its functional gradients
-and normalisation statistics. With the project's checkout on the path:
+and normalisation statistics. With the project's checkout on the path, or installed:
 
 ```python
-from src.pretrained.hub import BrainJEPAHub
+from PACKAGE.pretrained.hub import BrainJEPAHub
 
 model = BrainJEPAHub.from_pretrained("FOLDER_OR_REPOSITORY")
-clip = model.prepare(series, tr=0.8)  # series [ROIs, frames], tr in seconds
+clip = model.prepare(series, tr=0.8)  # array or tensor [ROIs, frames], tr in seconds
 tokens = model(clip[None])            # [1, ROIs x patches, width]; outputs if it is fine-tuned
 ```
-"""
+
+A series that is too short, or has an ROI that is constant or not finite, is refused;
+`prepare(..., short_runs="pad", bad_rois="zero")` takes it.
+""".replace("PACKAGE", PACKAGE)
 
 
 class BrainJEPAHub(
@@ -149,9 +154,19 @@ class BrainJEPAHub(
         return model
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> "BrainJEPAHub":
-        # The mixin's own default would leave weights that are missing from the file random.
-        return super()._from_pretrained(strict=strict, **arguments)
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **arguments: Any
+    ) -> "BrainJEPAHub":
+        # The mixin's own default would leave weights that are missing from the file random; of a
+        # folder it prints a line, in the middle of what a program prints.
+        file = Path(model_id) / SAFETENSORS_SINGLE_FILE
+        if not file.is_file():
+            return super()._from_pretrained(
+                model_id=model_id, map_location=map_location, strict=strict, **arguments
+            )
+        known = signature(cls).parameters
+        model = cls(**{name: value for name, value in arguments.items() if name in known})
+        return cls._load_as_safetensor(model, str(file), map_location, strict)
 
     @property
     def encoder(self) -> nn.Module:
@@ -167,17 +182,25 @@ class BrainJEPAHub(
 
     def prepare(
         self,
-        series: Tensor,
+        series: Tensor | np.ndarray,
         tr: float,
         target_tr: float | None = None,
         normalization: str | None = None,
+        short_runs: str = "error",
+        bad_rois: str = "exclude",
     ) -> Tensor:
         """The centre clip ``[1, R, T]`` of ``series`` ``[R, frames]``, as in pretraining.
 
-        ``target_tr`` (seconds) and ``normalization`` replace the model's own; see
-        :meth:`ClipInput.clip_of_series`.
+        ``target_tr`` (seconds) and ``normalization`` replace the model's own. A series that is too
+        short is refused unless ``short_runs`` is "pad", one with a constant or non-finite ROI
+        unless ``bad_rois`` is "zero"; see :meth:`ClipInput.clip_of_series`.
         """
-        changed = self.clip_input.changed(target_tr=target_tr, normalization=normalization)
+        changed = self.clip_input.changed(
+            target_tr=target_tr,
+            normalization=normalization,
+            short_runs=short_runs,
+            bad_rois=bad_rois,
+        )
         return changed.clip_of_series(series, tr)
 
     def forward(self, x: Tensor) -> Tensor:

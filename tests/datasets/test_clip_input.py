@@ -73,7 +73,7 @@ def test_robust_needs_statistics_of_its_rois(method):
 
 
 def test_a_series_is_resampled_padded_and_its_bad_rois_zero():
-    clip_input = ClipInput((3, 32), "none", target_tr=2.0)
+    clip_input = ClipInput((3, 32), "none", None, None, 2.0, "pad", "zero")
     ramp = torch.arange(100.0).expand(3, 100).clone()
     ramp[1] = 7.0
     clip = clip_input.clip_of_series(ramp, 0.8)
@@ -99,8 +99,30 @@ def test_a_series_without_a_target_tr_goes_to_two_seconds_and_a_z_score():
 
 @pytest.mark.parametrize(
     ("series", "tr", "said"),
-    [(torch.zeros(4, 50), 2.0, r"\[3, frames\]"), (torch.zeros(3, 50), 0.0, "TR is 0")],
+    [
+        (torch.randn(4, 50), 2.0, r"must be \[3, frames\], not \(4, 50\)"),
+        (torch.randn(3), 2.0, r"must be \[3, frames\], not \(3,\)"),
+        (torch.randn(3, 50), 0.0, "TR is 0"),
+        (torch.randn(3, 50), None, "TR is None"),
+        (torch.randn(3, 50), float("nan"), "TR is nan"),
+        (torch.randn(3, 31), 2.0, r"31 frames of 2 s, and a clip of 32 samples 2 s apart needs 32"),
+        (torch.randn(3, 78), 0.8, r"78 frames of 0\.8 s.* 2 s apart needs 79"),
+        (torch.zeros(3, 50), 2.0, r"3 of 3 ROIs of the series are constant or not finite: ROI 1"),
+        (torch.randn(3, 50).index_fill(0, torch.tensor(1), torch.nan), 2.0, "1 of 3 .*: ROI 2"),
+    ],
 )
 def test_series_that_cannot_be_prepared(series, tr, said):
-    with pytest.raises(UserError, match=said):
-        ClipInput((3, 32)).clip_of_series(series, tr)
+    for given in (series, series.numpy()):
+        with pytest.raises(UserError, match=said):
+            ClipInput((3, 32)).clip_of_series(given, tr)
+
+
+def test_arrays_are_series_too():
+    series = torch.randn(3, 200)
+    clip_input, array = ClipInput((3, 32)), series.numpy().astype(np.float64)
+    array.setflags(write=False)  # such as a row of a memory map
+    assert torch.equal(
+        clip_input.clip_of_series(array, 2.0), clip_input.clip_of_series(series, 2.0)
+    )
+    with_gradient = series.clone().requires_grad_(True)
+    assert not clip_input.clip_of_series(with_gradient, 2.0).requires_grad

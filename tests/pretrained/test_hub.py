@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,37 @@ def test_folder_has_the_hub_layout(exported):
         gradients = file.get_slice("network.gradient_pos_embed")
         assert gradients.get_shape() == [1, ROIS, COMPONENTS]
         assert {"median", "iqr"} <= set(file.keys())
+
+
+def test_the_code_of_the_card_runs_as_printed(exported, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    names = {"series": np.random.default_rng(0).normal(size=(ROIS, 4 * FRAMES))}
+    exec(code.replace("FOLDER_OR_REPOSITORY", str(exported)), names)
+    assert names["tokens"].shape == (1, ROIS * FRAMES // 16, 24)
+    assert capsys.readouterr().out == ""
+
+
+def test_files_have_ordinary_permissions(run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        BrainJEPAHub.from_encoder(load_pretrained(run[1])).save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "model").iterdir())
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+    assert len(files) == 3
+
+
+def test_a_series_is_refused_as_a_run_would_be(run, exported):
+    model, series = BrainJEPAHub.from_pretrained(exported), DataFolder(run[0]).series(0).copy()
+    with pytest.raises(UserError, match=r"has 10 frames of 0\.8 s"):
+        model.prepare(series[:, :10], tr=0.8)
+    series[3, 5] = np.nan
+    with pytest.raises(UserError, match="ROI 4"):
+        model.prepare(series, tr=0.8)
+    clip = model.prepare(series[:, :20], tr=0.8, short_runs="pad", bad_rois="zero")
+    assert clip.shape == (1, ROIS, FRAMES)
+    assert clip.isfinite().all()
 
 
 def test_round_trip(run, exported):

@@ -95,5 +95,8 @@ def brain_jepa_checkpoint(
     if rois not in SPACES:
         known = ", ".join(f"{n} ({space})" for n, space in SPACES.items())
         raise UserError(f"{ckpt_path} has {rois} ROIs; Brainmarks has parcellations of {known}.")
-    clip_input = pretrained.clip_input.changed(target_tr=target_tr, normalization=normalization)
+    # As Brainmarks does with other models: every sample gets an embedding.
+    clip_input = pretrained.clip_input.changed(
+        target_tr=target_tr, normalization=normalization, short_runs="pad", bad_rois="zero"
+    )
     return BrainJEPATransform(clip_input), BrainJEPAWrapper(pretrained.encoder, SPACES[rois])
