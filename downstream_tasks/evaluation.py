@@ -8,6 +8,7 @@ import numpy as np
 
 from downstream_tasks.cohort.clips import task_clip_input, with_split_statistics
 from downstream_tasks.cohort.examples import Cohort, load_cohort
+from downstream_tasks.cohort.families import FAMILY_KEY
 from downstream_tasks.cohort.problem import Problem, make_target, study_design
 from downstream_tasks.cohort.runs import (
     RunSplit,
@@ -146,6 +147,8 @@ def prepare(
     pretrained_on = None if seen is None else len(seen)
     notes = (*notes, *split_notes(cohort, config.split, runs))
     settings = settings | adjustment.settings()
+    if cohort.disjoint not in ((), (FAMILY_KEY,)):
+        settings["in one part together"] = f"people of one {' or '.join(cohort.disjoint)}"
     return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes, settings)
 
 

@@ -94,6 +94,13 @@ ROWS = [
         "ComBat is learnt on training people",
     ),
     (
+        "downstream_tasks/cohort/families.py",
+        "if len(families) == 1:",
+        "if False:",
+        "tests/downstream_tasks/cohort/test_families.py::test_a_family_column_that_is_spelt_otherwise_is_used",
+        "families that are spelt otherwise are families",
+    ),
+    (
         "downstream_tasks/cohort/examples.py",
         "return units, total / counts, self.y",
         "return units, total, self.y",

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from downstream_tasks.cohort.families import FAMILY_KEY, family_columns
 from downstream_tasks.cohort.horizon import HORIZON_CLASSES, label_by_horizon
 from downstream_tasks.config import DataConfig
 from src.datasets.clip_input import ClipInput
@@ -23,7 +24,6 @@ from src.utils.errors import UserError, nearest
 logger = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.tsv"
-OPTIONAL_KEY = "family_id"  # asked for by default; a cohort without families has no such column
 UNIT_COLUMNS = {
     "person": ["participant_id"],
     "run": ["participant_id", "session", "run"],
@@ -66,6 +66,7 @@ class Cohort:
         units: one row per scored unit: its name columns (participant_id, session, run, onset).
         dropped: reason -> names of what was left out.
         table: one row per example, all columns of participants.tsv (and of events.tsv).
+        disjoint: its columns that keep people together.
     """
 
     examples: pd.DataFrame
@@ -74,6 +75,7 @@ class Cohort:
     units: pd.DataFrame
     dropped: dict[str, list[str]] = field(default_factory=dict)
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    disjoint: tuple[str, ...] = ()
 
     @property
     def dropped_summary(self) -> dict[str, Dropped]:
@@ -196,8 +198,9 @@ def load_cohort(
             f"{where} has no target column '{config.target}'."
             f"{nearest(config.target, table.columns)} It has: {', '.join(_phenotypes(table))}."
         )
-    for key in config.disjoint:
-        if key not in table and key != OPTIONAL_KEY:
+    disjoint = family_columns(list(table.columns), config.disjoint, where)
+    for key in disjoint:
+        if key not in table and key != FAMILY_KEY:
             raise UserError(
                 f"{where} has no column '{key}', in which splits must be disjoint (data.disjoint)."
                 f"{nearest(key, table.columns)}"
@@ -226,9 +229,10 @@ def load_cohort(
     units, unit_frame = _number_units(table, columns)
     _check_one_target_per_unit(where, config, units, y, unit_frame)
     examples = table[["row", "start", "participant_id", "split"]].assign(
-        group=disjoint_groups(table, config.disjoint), unit=units
+        group=disjoint_groups(table, disjoint), unit=units
     )
-    return Cohort(examples, y, classes, unit_frame, dropped, table)
+    together = tuple(key for key in disjoint if key in table)
+    return Cohort(examples, y, classes, unit_frame, dropped, table, together)
 
 
 def class_label(value: object) -> str:
