@@ -123,7 +123,7 @@ ROWS = [
     ),
     (
         "downstream_tasks/cohort/examples.py",
-        "group=disjoint_groups(table, config.disjoint)",
+        "group=disjoint_groups(table, disjoint)",
         "group=disjoint_groups(table, ())",
         "tests/downstream_tasks/test_main_linearprobe.py::test_families_are_never_on_both_sides",
         "families are groups",
