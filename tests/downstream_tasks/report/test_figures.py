@@ -45,7 +45,7 @@ def draw(tmp_path, monkeypatch):
                     "target_unit": "years",
                     "type": "classification" if cohort.is_classification else "regression",
                 },
-                "evaluation": {"n_bootstrap": 20},
+                "evaluation": {"n_exchanges": 20},
             },
             "test",
         )
