@@ -28,7 +28,8 @@ from downstream_tasks.features import embed
 from downstream_tasks.release import PROTOCOL_ALIASES, absent_switches
 from downstream_tasks.report import compare
 from downstream_tasks.report.markdown import results_markdown
-from downstream_tasks.task_files import load_task, read_tasks, task_names
+from downstream_tasks.studies.several_targets import joined_table, run_targets
+from downstream_tasks.task_files import load_tasks, read_tasks, task_names
 from src.pretrained import export
 from src.pretrained.arguments import two_numbers
 from src.utils.distributed import default_devices, is_first_process, parse_devices
@@ -190,8 +191,8 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     command.run(parser.parse_args(arguments))
 
 
-def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
-    """The task files that are named, with the flags over them."""
+def configs_from_flags(flags: dict[str, Any]) -> list[DownstreamConfig]:
+    """The task files that are named, with the flags over them: a config for each target."""
     sources = [flags[name] for name in ("data_make_fn", "config") if name in flags]
     if not sources:
         raise UserError("--config is missing: a task file, or a name in configs/downstream.")
@@ -203,7 +204,7 @@ def config_from_flags(flags: dict[str, Any]) -> DownstreamConfig:
     if "data_make_fn" in flags:
         overrides |= absent_switches(read_tasks(*sources), overrides)
     given = {name: flags[name] for name in PROTOCOL_KEYS if name in flags}
-    return load_task(*sources, overrides=overrides, protocol_flags=given)
+    return load_tasks(*sources, overrides=overrides, protocol_flags=given)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -215,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     flags = parse_flags(arguments)
     devices = parse_devices(flags["devices"])
-    config = config_from_flags(flags)
+    configs = configs_from_flags(flags)
+    config = configs[0]
     if config.protocol != "fine_tune" or flags["evaluate"]:
         if len(devices) > 1:
             raise UserError(
@@ -229,6 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         if not is_first_process():
             return
+    if len(configs) > 1:
+        if found := run_targets(configs, devices, flags["evaluate"], flags["resume"]):
+            print(joined_table(found), end="")
+            print("\nWritten to " + ", ".join(str(path.parent) for path in found))
+        return
     if config.protocol == "fine_tune":
         results = main_finetune.run(config, devices, flags["evaluate"], flags["resume"])
     else:

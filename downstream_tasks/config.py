@@ -55,6 +55,7 @@ class DataConfig:
     data_path: str = ""  # a data-set folder (src.datasets.folder)
     target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
     target_unit: str = ""  # of a number, for figures: years
+    beside: tuple[str, ...] = ()  # the other targets of a run of several (studies/targets.py)
     type: Literal["classification", "regression"] = "classification"
     classes: Labels = ()  # labels in class order, the second is "positive"; empty: sorted
     time: str = ""  # column: from the scan to the event, or to the last visit without it
@@ -306,8 +307,9 @@ class DownstreamConfig:
 
     @property
     def output_dir(self) -> Path:
-        """Where the results go: ``output_root/task/protocol``."""
-        return Path(self.output_root) / self.name / self.protocol
+        """Where the results go: ``output_root/task/protocol``, and a folder for each target."""
+        folder = Path(self.output_root) / self.name / self.protocol
+        return folder / self.data.target if self.data.beside else folder
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to config.yaml."""

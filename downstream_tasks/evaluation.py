@@ -104,17 +104,22 @@ def load_people(config: DownstreamConfig, folder: DataFolder, pretrained: Pretra
 
 
 def prepare(
-    config: DownstreamConfig, *, from_stored: bool = False, write_splits: bool = True
+    config: DownstreamConfig,
+    *,
+    from_stored: bool = False,
+    write_splits: bool = True,
+    loaded: tuple[Pretrained, DataFolder] | None = None,
 ) -> Evaluation:
     """Load everything; write the splits into the output folder unless ``write_splits`` is off.
 
-    With ``from_stored`` they are those that an earlier run wrote there.
+    With ``from_stored`` they are those that an earlier run wrote there. ``loaded`` is what
+    :func:`load_model` gave.
 
     Raises:
         UserError: as :func:`load_model`, :func:`load_people` and :func:`make_splits`, and if the
             checkpoint was fine-tuned on test people.
     """
-    pretrained, folder = load_model(config)
+    pretrained, folder = loaded or load_model(config)
     cohort = load_people(config, folder, pretrained)
     if from_stored:
         runs = stored_splits(cohort, config.split, config.seeds, config.output_dir)

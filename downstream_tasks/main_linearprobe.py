@@ -21,7 +21,7 @@ from downstream_tasks.comparison import (
     plain_head,
 )
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.evaluation import describe_checkpoint, prepare
+from downstream_tasks.evaluation import Evaluation, describe_checkpoint, prepare
 from downstream_tasks.features.encode import weights_digest
 from downstream_tasks.features.registry import MODEL_NAME
 from downstream_tasks.features.table import Representations
@@ -34,7 +34,7 @@ from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results
 from downstream_tasks.report.write import write_report
 from downstream_tasks.studies.methods import Method
-from downstream_tasks.studies.run import run_studies
+from downstream_tasks.studies.run import check_studies, run_studies
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import setup_logging
@@ -59,8 +59,15 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             raise UserError("--eval: fingerprint stores nothing to score again; run it without.")
         return run_fingerprint(config, device)
     evaluation = prepare(config, from_stored=evaluate)
-    cohort, problems = evaluation.cohort, evaluation.problems
-    representations = Representations(config, cohort, evaluation.pretrained, device)
+    representations = Representations(config, evaluation.cohort, evaluation.pretrained, device)
+    return evaluate_frozen(evaluation, representations, evaluate)
+
+
+def evaluate_frozen(
+    evaluation: Evaluation, representations: Representations, evaluate: bool = False
+) -> Results:
+    """What :func:`run` does once everything is loaded and the splits are made."""
+    config, cohort, problems = evaluation.config, evaluation.cohort, evaluation.problems
     head = head_name(config)
     checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     if evaluate:
@@ -81,6 +88,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             settings=evaluation.settings,
         )
 
+    check_studies(evaluation)
     results = list(map(encoded_fit(representations, "model"), problems))
     about = describe_head(representations)
     for problem, result in zip(problems, results, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 from downstream_tasks.config import DownstreamConfig, task_from_dict
 from downstream_tasks.release import PROTOCOL_ALIASES, sections_from_flat
+from downstream_tasks.studies.targets import one_task_per_target
 from src.utils.errors import UserError, nearest
 from src.utils.yaml_config import merge, nested, read_yaml
 
@@ -20,12 +21,14 @@ TASK_FOLDER = Path("configs/downstream")
 _NO_TASKS = ("fine_tune",)  # the release's file of settings, for any task
 
 
-def load_task(
+def load_tasks(
     *sources: str | Path,
     overrides: Mapping[str, Any] | None = None,
     protocol_flags: Mapping[str, Any] | None = None,
-) -> DownstreamConfig:
+) -> list[DownstreamConfig]:
     """Read task files (paths, or names of files in configs/downstream), later ones winning.
+
+    One config for each target, where ``data.target`` is a list.
 
     What has no effect (flat keys of the release's files, flags of another protocol) is named in one
     line of the log.
@@ -67,12 +70,20 @@ def load_task(
         values = merge(values, nested(f"{protocol}.{key}", [value] if grid else value))
     if idle:
         logger.warning("without effect for %s: %s", protocol, ", ".join(idle))
-    config = task_from_dict(values, " + ".join(map(str, paths)) or "the flags")
+    where = " + ".join(map(str, paths)) or "the flags"
+    configs = [task_from_dict(task, where) for task in one_task_per_target(values, where)]
+    config = configs[0]
     if "blr" in flags and protocol == "linear_probe" and config.linear_probe.recipe == "grid":
         raise UserError(
             f"--blr is one rate, but linear_probe.recipe is grid. Leave that out, or give "
             f"'linear_probe.grid_blr=[{flags['blr']:g}]'."
         )
+    return configs
+
+
+def load_task(*sources: str | Path, **how: Any) -> DownstreamConfig:
+    """As :func:`load_tasks`, of one target."""
+    (config,) = load_tasks(*sources, **how)
     return config
 
 

@@ -49,7 +49,9 @@ def find_results(folders: Sequence[Path]) -> list[Path]:
         here = [
             path
             for path in sorted(folder.rglob(RESULTS_FILE))
-            if path.parent == folder or not (path.parents[1] / RESULTS_FILE).is_file()
+            if path.parent == folder
+            or path.parent.name != "eval"
+            or not (path.parents[1] / RESULTS_FILE).is_file()
         ]
         if not here:
             raise UserError(f"{folder} holds no {RESULTS_FILE}; run downstream_eval.py first.")

@@ -40,7 +40,7 @@ def config_of(files, out, protocol="logistic", **evaluation):
             "data": {"data_path": str(data), "target": "sex", "num_workers": 0},
             "model": {"load_path": str(checkpoint)},
             "evaluation": keys | evaluation,
-            "linear_probe": {"epochs": 2, "blr": [1.0], "weight_decay": [0.0], "batch_size": 8},
+            "linear_probe": {"epochs": 2, "batch_size": 8, "grid_blr": [1.0]},
             "attentive_probe": {"epochs": 1, "lr": [1e-3], "warmup_epochs": 0},
             "heads": {"folds": 2, "C": [0.01, 1.0]},
         },
