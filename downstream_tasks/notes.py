@@ -26,6 +26,8 @@ _TR_TOLERANCE = 0.25  # of the checkpoint's interval between samples
 
 _SHOWN = 10  # ids
 
+_BASELINE_FRAMES = {"clips": "the frames of the clips", "run": "all frames of a run"}
+
 
 def qualify(
     config: DownstreamConfig,
@@ -64,6 +66,7 @@ def qualify(
         logger.warning("%s", note)
     settings = {
         "time": _describe_time(clips, cohort, config),
+        "baselines of runs see": _BASELINE_FRAMES[config.evaluation.baseline_frames],
         "normalisation": method,
         "test people seen in pretraining": (
             "not known" if seen is None else f"{len(seen)} of {len(test_people)}, by id"

@@ -67,8 +67,10 @@ def test_results_say_what_qualifies_them(make_config, files, tmp_path):
     seen, tested = stored.checkpoint.test_people_in_pretraining, stored.splits[0].test
     assert stored.settings == {
         "time": "TR 2 s, every third frame: samples 6 s apart; clips of 16 samples, 96 s",
+        "baselines of runs see": "the frames of the clips",
         "normalisation": "zscore_roi",
         "test people seen in pretraining": f"{seen} of {tested}, by id",
+        "class weights": "none, as published",
     }
     assert "TR 2 s, every third frame" in text
     assert any("is at the edge of its grid" in note for note in stored.model.notes)
