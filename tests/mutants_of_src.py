@@ -2173,6 +2173,13 @@ ROWS = [
         "limits are checked",
     ),
     (
+        "src/utils/errors.py",
+        "n=1, cutoff=0.6)",
+        "n=1, cutoff=0.5)",
+        "tests/utils/test_errors.py::test_only_what_may_be_a_misspelling_is_proposed",
+        "another thing is not proposed as a misspelling",
+    ),
+    (
         "src/utils/flags.py",
         "if keys and (keys[0].rpartition",
         "if False and (keys[0].rpartition",

@@ -175,7 +175,7 @@ def load_cohort(
             there = sorted(set(runs["run"]))
             raise UserError(
                 f"{folder.path / 'participants.tsv'} has no run '{unknown[0]}' (data.runs)."
-                f"{nearest(unknown[0], there)} It has: {', '.join(there)}."
+                f" It has: {', '.join(there)}."
             )
         runs = runs[runs["run"].isin(config.runs)]
     if clip_input.short_runs == "skip":
@@ -196,7 +196,7 @@ def load_cohort(
     if config.target not in table:
         raise UserError(
             f"{where} has no target column '{config.target}'."
-            f"{nearest(config.target, table.columns)} It has: {', '.join(_phenotypes(table))}."
+            f"{nearest(config.target, _phenotypes(table))} It has: {', '.join(_phenotypes(table))}."
         )
     disjoint = family_columns(list(table.columns), config.disjoint, where)
     for key in disjoint:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from src.utils.errors import nearest
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -43,3 +45,15 @@ def test_no_message_writes_the_package_out():
             and id(node) not in documentation
         ]
     assert not named
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "hint"),
+    [
+        ("sez", ["age", "sex"], " Did you mean 'sex'?"),
+        ("05", ["01", "02"], ""),  # half the letters agree, and it is another run
+        ("hca", ["ukb_age"], ""),
+    ],
+)
+def test_only_what_may_be_a_misspelling_is_proposed(name, options, hint):
+    assert nearest(name, options) == hint

@@ -140,7 +140,7 @@ def test_chosen_runs_only(tmp_path):
     path = write(tmp_path / "d", rows)
     cohort = load(path, target="age", type="regression", runs=("2",))
     assert cohort.examples["row"].tolist() == [2, 3]
-    with pytest.raises(UserError, match="no run '3'"):
+    with pytest.raises(UserError, match=r"no run '3' \(data.runs\). It has: 1, 2"):
         load(path, target="age", type="regression", runs=("2", "3"))
 
 
