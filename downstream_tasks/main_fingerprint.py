@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from downstream_tasks.cohort.examples import Cohort, CohortSummary, disjoint_groups
+from downstream_tasks.cohort.families import family_columns
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import describe_checkpoint, load_model, people_of_pretraining
 from downstream_tasks.features.registry import REGISTRY
@@ -147,7 +148,8 @@ def paired_runs(folder: DataFolder, config: DownstreamConfig) -> Cohort:
             f"fingerprinting needs two or more. There are: {', '.join(sorted(set(runs[column])))}."
         )
     chosen = pd.concat([part.loc[people] for part in parts]).reset_index()
-    groups = disjoint_groups(chosen, config.data.disjoint)
+    disjoint = family_columns(list(chosen.columns), config.data.disjoint, str(where))
+    groups = disjoint_groups(chosen, disjoint)
     incomplete = sorted((set(parts[0].index) | set(parts[1].index)) - set(people))
     examples = chosen[["row", "participant_id", "split"]].assign(
         start=-1, group=groups, unit=np.tile(np.arange(len(people)), 2)

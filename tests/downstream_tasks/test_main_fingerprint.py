@@ -1,10 +1,15 @@
 """Identification: as Finn et al., z-scored over people, and that nothing is found in nothing."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from downstream_tasks.main_fingerprint import DESIGN, identify, score_hits, z_score
+from downstream_tasks.config import task_from_dict
+from downstream_tasks.main_fingerprint import DESIGN, identify, paired_runs, score_hits, z_score
 from downstream_tasks.scoring.intervals import metrics_of, summarise
 
 
@@ -54,3 +59,17 @@ def test_the_interval_is_of_people_both_ways_and_of_families():
     low, high = summarise([everyone["identification"]], DESIGN)["accuracy"]
     assert low < 0.75
     assert high == 1
+
+
+def test_families_stay_together_however_their_column_is_spelt():
+    runs = pd.DataFrame(
+        {
+            "participant_id": np.repeat(["a", "b", "c"], 2),
+            "run": ["01", "02"] * 3,
+            "split": "test",
+            "Family_ID": np.repeat(["x", "x", "y"], 2),
+        }
+    )
+    folder = SimpleNamespace(runs=runs, path=Path("data"), rows=lambda **_: runs.index.to_numpy())
+    config = task_from_dict({"protocol": "fingerprint", "data": {"data_path": "data"}}, "test")
+    assert paired_runs(folder, config).unit_groups.tolist() == ["a", "a", "c"]
