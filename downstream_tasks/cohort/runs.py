@@ -121,9 +121,16 @@ def check_folds(cohort: Cohort, runs: Sequence[RunSplit]) -> None:
 
 def split_notes(cohort: Cohort, config: SplitConfig, runs: Sequence[RunSplit]) -> tuple[str, ...]:
     """What is to be said of the splits beside the results."""
-    if config.source != "site":
-        return ()
-    return site_notes(cohort, config.site, [run.split for run in runs])
+    if config.source == "site":
+        return site_notes(cohort, config.site, [run.split for run in runs])
+    classes = range(len(cohort.classes))
+    lacking = [run.name for run in runs if set(classes) - set(cohort.y[run.split.test].tolist())]
+    if config.source == "cv" and lacking:
+        return (
+            f"the test people of {', '.join(lacking)} do not hold every class: AUROC and average "
+            "precision are not defined there, nor is their mean; fewer folds (split.folds) help",
+        )
+    return ()
 
 
 def _check(cohort: Cohort, runs: Sequence[RunSplit]) -> None:

@@ -108,3 +108,14 @@ def test_sites_that_cannot_be_left_out():
     moved.table.loc[1, "site"] = "B"
     with pytest.raises(UserError, match=r"1 scored units have runs at several sites.*sub-000"):
         make_splits(moved, config, [0])
+
+
+def test_folds_without_a_class_are_pointed_out():
+    cohort = make_cohort(np.array([0] * 20 + [1] * 3), classes=("a", "b"))
+    runs = make_splits(cohort, CV, [0], validation=False)
+    (note,) = split_notes(cohort, CV, runs)
+    assert note.startswith("the test people of seed0_fold")
+    assert note.count("seed0_fold") == 1  # four folds, three people
+    balanced = make_cohort(BINARY, classes=("a", "b"))
+    assert split_notes(balanced, CV, make_splits(balanced, CV, [0])) == ()
+    assert split_notes(make_cohort(np.arange(9.0)), CV, []) == ()
