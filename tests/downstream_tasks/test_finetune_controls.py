@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from downstream_tasks import engine_finetune, main_finetune, main_linearprobe
-from downstream_tasks.config import load_task
 from downstream_tasks.evaluation import prepare
 from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.finetune_state import BEST, LATEST, state_folder
 from downstream_tasks.scoring.metrics import selection_key
+from downstream_tasks.task_files import load_task
 from src.models.downstream_vit import DownstreamViT
 from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
@@ -174,13 +174,13 @@ def test_frozen_controls_and_none(make_config):
 def test_controls_of_frozen_protocols(make_config, protocol, controls):
     config = make_config(
         evaluation={"baselines": ["random_weights", "held_constant"], "controls": controls},
-        linear_probe={"epochs": 1, "blr": [0.1]},
+        linear_probe={"epochs": 1, "blr": 0.1},
         attentive_probe={"epochs": 1, "lr": [1e-3], "warmup_epochs": 0},
         heads=HEADS,
     )
     config.protocol = protocol
     rows = main_linearprobe.run(config, CPU).rows
-    own = {"linear_probe": "LARS", "attentive_probe": "attention"}[protocol]
+    own = main_linearprobe.head_name(config)
     head = {"same": own, "frozen": "logistic"}
     expected = [("Brain-JEPA", own)]
     if controls != "none":
