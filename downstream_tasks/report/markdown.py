@@ -11,6 +11,7 @@ from downstream_tasks.report.cells import (
 )
 from downstream_tasks.report.cells import undefined as _undefined
 from downstream_tasks.report.comparisons import PICKED, UNTRAINED, best_baseline
+from downstream_tasks.report.published import published_text
 from downstream_tasks.report.results import MethodResult, Results
 from downstream_tasks.report.studies import curve_text, permutation_text
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
@@ -22,15 +23,16 @@ def results_markdown(results: Results) -> str:
     results = _in_its_own_unit(results)
     parts = [
         f"# {results.task}: {results.protocol}",
+        _verdict(results),
         _describe_data(results),
         markdown_table(*_result_columns(results)),
         _legend(results),
+        _comparisons(results),
         _settings(results),
         _notes(results),
-        _verdict(results),
         permutation_text(results),
         curve_text(results),
-        _published(results),
+        published_text(results),
         _confusion(results),
         _chosen(results),
     ]
@@ -153,7 +155,36 @@ def _verdict(results: Results) -> str:
         if row is not None and row.label not in sentences:
             name += ", the best row without a trained encoder" if row is best else ""
             sentences[row.label] = _finding(results, model, row, name)
+    sign = -1 if results.main_metric in LOWER_IS_BETTER else 1
+    of_model = sign * model.mean[results.main_metric]
+    ahead = [
+        row.label
+        for row in results.rows
+        if row.kind in ("baseline", "control") and sign * row.mean[results.main_metric] > of_model
+    ]
+    if ahead:
+        sentences["ahead"] = (
+            f"Rows with a better {METRIC_TITLES[results.main_metric]} than the model: "
+            f"{', '.join(ahead)}."
+        )
     return " ".join(filter(None, sentences.values()))
+
+
+def _comparisons(results: Results) -> str:
+    """The comparisons that do not stand in the table, whose reference is FC."""
+    fc = results.fc
+    lines = [
+        [
+            f"{c.method} - {c.reference}",
+            f"{METRIC_TITLES[c.metric]} {c.difference:+.3f}",
+            interval_text(c.interval),
+            "n/a" if _undefined(c.p) else f"{c.p:.3f}",
+        ]
+        for c in results.comparisons
+        if fc is None or c.reference != fc.label
+    ]
+    header = ["Paired comparison", "Difference", "95 % interval", "p"]
+    return markdown_table(header, lines) if lines else ""
 
 
 def _finding(results: Results, model: MethodResult, row: MethodResult, name: str) -> str:
@@ -179,16 +210,6 @@ def _finding(results: Results, model: MethodResult, row: MethodResult, name: str
     if PICKED in versus.test:
         text += " That row is the best on these very people, which flatters it a little."
     return text
-
-
-def _published(results: Results) -> str:
-    if not results.published:
-        return ""
-    values = ", ".join(f"{METRIC_TITLES[m]} {v:g}" for m, v in results.published.items())
-    return (
-        f"Published for this task (method 7; fine-tuned ViT-B, the authors' data and splits): "
-        f"{values}. Numbers from other people, splits or synthetic data are not comparable."
-    )
 
 
 def _confusion(results: Results) -> str:

@@ -94,6 +94,7 @@ def test_a_second_run_leaves_nothing_of_the_first(make_config, tmp_path):
     (folder / "eval" / "mine.txt").write_text("mine")
     first = {path.name for path in written_files(folder)}
     assert {"split_seed1.tsv", "head_seed1.safetensors", "metrics.jsonl"} <= first
+    (folder / "learning_curve.tsv").write_text("of an earlier study")
     events = [path for path in written_files(folder) if "tfevents" in path.name]
     logistic = dataclasses.replace(make_config(), protocol="knn", output_root=str(tmp_path))
     (logistic.output_dir).parent.mkdir(exist_ok=True)
@@ -101,7 +102,7 @@ def test_a_second_run_leaves_nothing_of_the_first(make_config, tmp_path):
     main_linearprobe.run(logistic, CPU)
     left = {str(path.relative_to(logistic.output_dir)) for path in logistic.output_dir.rglob("*")}
     assert not [name for name in left if "seed1" in name or "tfevents" in name]
-    assert "metrics.jsonl" not in left
+    assert not {"metrics.jsonl", "learning_curve.tsv"} & left
     assert "head_seed0.safetensors" not in left  # nearest neighbours have no weights
     assert {"my notes.txt", "split_seed_of_mine.tsv", "eval/mine.txt", "log.txt"} <= left
     assert events
