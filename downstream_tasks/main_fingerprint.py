@@ -25,9 +25,9 @@ from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results, RunResult
 from downstream_tasks.report.rows import method_result
 from downstream_tasks.report.write import write_results
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.intervals import metrics_of, summarise
+from downstream_tasks.scoring.weighted import ScoredRun
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
 from src.utils.files import replacing

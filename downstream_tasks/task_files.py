@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from downstream_tasks.config import DownstreamConfig, task_from_dict
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.release import PROTOCOL_ALIASES, sections_from_flat
 from downstream_tasks.studies.targets import one_task_per_target
 from src.utils.errors import UserError, nearest

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from downstream_tasks.main_fingerprint import identify, score_hits
 from downstream_tasks.report.cells import METRIC_TITLES, markdown_table
-from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.intervals import Bounds, metrics_of, summarise
 from downstream_tasks.scoring.paired import compare, verdict
+from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics
 from src.utils.errors import run_main
 from src.utils.files import write_text
 from src.utils.progress import progress_bar

@@ -7,9 +7,9 @@ import numpy as np
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.splits import Split, run_name
-from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics
 from src.utils.errors import UserError
 
 

@@ -15,10 +15,10 @@ import pandas as pd
 
 from downstream_tasks.report.cells import METRIC_TITLES, interval_text, markdown_table
 from downstream_tasks.report.results import MethodResult, Results
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from downstream_tasks.scoring.paired import PairedComparison, compare, verdict
+from downstream_tasks.scoring.weighted import ScoredRun
 
 PREDICTIONS_FILE = "predictions.tsv"
 _RUN = ["seed", "fold"]

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from downstream_tasks.report.results import FC_NAME, Comparison, MethodResult
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from downstream_tasks.scoring.paired import compare
+from downstream_tasks.scoring.weighted import ScoredRun
 
 UNTRAINED = "random_weights"  # in the registry of features
 CHANCE = "chance"

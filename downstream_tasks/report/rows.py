@@ -12,7 +12,6 @@ from downstream_tasks.features.registry import Kind
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.comparisons import compare_rows
 from downstream_tasks.report.results import Comparison, MethodResult, RunResult, SplitSizes
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.calibration import ReliabilityBin, reliability_curve
 from downstream_tasks.scoring.intervals import Bounds, degenerate_notes, summarise
 from downstream_tasks.scoring.metrics import (
@@ -21,6 +20,7 @@ from downstream_tasks.scoring.metrics import (
     mean_sd,
     regression_metrics,
 )
+from downstream_tasks.scoring.weighted import ScoredRun
 
 
 def score_rows(

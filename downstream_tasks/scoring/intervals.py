@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from downstream_tasks.scoring.bootstrap import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import resampled_standard_error
+from downstream_tasks.scoring.weighted import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 
 LEVEL = 0.95
 SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "f1", "auroc", "average_precision")

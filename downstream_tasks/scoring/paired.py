@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from downstream_tasks.scoring.bootstrap import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.intervals import (
     CORRELATIONS,
@@ -27,6 +26,7 @@ from downstream_tasks.scoring.intervals import (
     metrics_of,
 )
 from downstream_tasks.scoring.metrics import corrected_resampled_ttest, resampled_standard_error
+from downstream_tasks.scoring.weighted import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 
 N_EXCHANGES = 1999
 _RANKING = ("auroc", "average_precision", "spearman")

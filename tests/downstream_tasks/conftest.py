@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from downstream_tasks.cohort.examples import Cohort
-from downstream_tasks.config import DownstreamConfig, task_from_dict
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.finetune_state import LATEST, state_folder
 from src.config import config_from_dict
 from src.datasets.folder import DataFolder

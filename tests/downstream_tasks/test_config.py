@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.task_files import TASK_FOLDER, load_task, task_names, task_path
 from src.utils.errors import UserError
 

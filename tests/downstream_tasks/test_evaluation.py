@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from downstream_tasks import evaluation as setup
-from downstream_tasks.config import DownstreamConfig, task_from_dict
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.evaluation import describe_checkpoint, prepare
 from src.datasets.clip_input import ClipInput
 from src.datasets.fmri import FMRIDataset

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.main_fingerprint import DESIGN, identify, paired_runs, score_hits, z_score
 from downstream_tasks.scoring.intervals import metrics_of, summarise
 

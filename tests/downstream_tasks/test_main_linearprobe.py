@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from downstream_tasks import main_linearprobe
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.main_fingerprint import Z_SCORED
 from downstream_tasks.report.checkpoints import compare_checkpoints
 from downstream_tasks.report.results import Results

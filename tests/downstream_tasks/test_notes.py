@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from downstream_tasks import main_finetune, main_linearprobe
-from downstream_tasks.config import DownstreamConfig, task_from_dict
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.report.folder import clear_results, written_files
 from downstream_tasks.report.results import Results
 from src.utils.errors import UserError

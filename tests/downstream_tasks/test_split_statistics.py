@@ -10,7 +10,8 @@ import torch
 
 from downstream_tasks import main_finetune
 from downstream_tasks.cohort.clips import ExampleClips, task_clip_input, with_split_statistics
-from downstream_tasks.config import DownstreamConfig, task_from_dict
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.evaluation import Evaluation, prepare
 from downstream_tasks.features.table import Representations
 from downstream_tasks.finetune_state import BEST

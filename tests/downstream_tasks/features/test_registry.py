@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from downstream_tasks import main_linearprobe
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.features.registry import REGISTRY, Representation
 from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError

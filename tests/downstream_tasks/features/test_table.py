@@ -10,7 +10,7 @@ from downstream_tasks.cohort.examples import load_cohort
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import Split
 from downstream_tasks.comparison import no_features_row
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.features import baselines
 from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.features.table import Representations

@@ -7,14 +7,15 @@ import pytest
 import downstream_eval
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.runs import make_splits
-from downstream_tasks.config import SplitConfig, task_from_dict
+from downstream_tasks.config import SplitConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.checkpoints import compare_checkpoints
 from downstream_tasks.report.results import CheckpointInfo, Results
 from downstream_tasks.report.write import write_report
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.paired import compare
+from downstream_tasks.scoring.weighted import ScoredRun
 from tests.downstream_tasks.conftest import make_cohort
 
 

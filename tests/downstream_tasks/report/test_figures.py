@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from downstream_tasks.cohort.examples import Cohort, CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import Split
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report import figures
 from downstream_tasks.report.results import CheckpointInfo, MethodResult, Results

@@ -12,7 +12,8 @@ from downstream_tasks.cohort.examples import CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.runs import make_splits
 from downstream_tasks.cohort.splits import Split
-from downstream_tasks.config import SplitConfig, task_from_dict
+from downstream_tasks.config import SplitConfig
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.comparisons import PICKED
 from downstream_tasks.report.markdown import (

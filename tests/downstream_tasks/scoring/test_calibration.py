@@ -5,13 +5,13 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.calibration import (
     calibration_metrics,
     reliability_curve,
     weighted_calibration,
 )
 from downstream_tasks.scoring.metrics import classification_metrics, metric_names
+from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics
 
 
 def drawn(n: int, n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +61,7 @@ def test_frequencies_are_calibrated_and_their_certain_copies_are_not():
 
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_weights_are_repetitions(n_classes):
-    """So that a bootstrap over people gives the interval of both."""
+    """So that leaving people out gives the interval of both."""
     y, p = drawn(40, n_classes)
     counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=5)
     values = weighted_calibration(y, p, counts.astype(float))

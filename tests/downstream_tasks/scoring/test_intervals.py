@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 
 from downstream_tasks.scoring import intervals
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.intervals import (
     degenerate_notes,
@@ -13,6 +12,7 @@ from downstream_tasks.scoring.intervals import (
     leave_out_clusters,
     summarise,
 )
+from downstream_tasks.scoring.weighted import ScoredRun
 
 ONE_SPLIT = Design("one_split", 60, 20)
 

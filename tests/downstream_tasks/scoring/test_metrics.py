@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 from sklearn import metrics as skm
 
-from downstream_tasks.scoring.bootstrap import ScoredRun, weighted_metrics
 from downstream_tasks.scoring.metrics import (
     classification_metrics,
     confusion_matrix,
@@ -14,6 +13,7 @@ from downstream_tasks.scoring.metrics import (
     metric_names,
     regression_metrics,
 )
+from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics
 
 
 def probabilities(rng, n, n_classes):

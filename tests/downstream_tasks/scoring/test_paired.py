@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from downstream_tasks.scoring.bootstrap import ScoredRun
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.paired import compare, exchange_test, verdict
+from downstream_tasks.scoring.weighted import ScoredRun
 
 ONE_SPLIT = Design("one_split", 60, 20)
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from downstream_tasks import main_linearprobe
-from downstream_tasks.config import task_from_dict
+from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.evaluation import pose_problems
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.results import CurvePoint, Results
