@@ -306,6 +306,13 @@ ROWS = [
     ),
     (
         "downstream_tasks/heads/joint.py",
+        "sign = -1 if problem.metric in LOWER_IS_BETTER else 1",
+        "sign = 1",
+        "tests/downstream_tasks/heads/test_joint.py::test_what_is_new_is_gained_whatever_its_width",
+        "of shares the one with the smallest error is picked, not the largest",
+    ),
+    (
+        "downstream_tasks/heads/joint.py",
         "second *= np.sqrt(sizes[0] / sizes[1]) if sizes[1] > 0 else 0.0",
         "pass",
         "tests/downstream_tasks/heads/test_joint.py::test_what_is_new_is_gained_whatever_its_width",
