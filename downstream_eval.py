@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from downstream_tasks import main_finetune, main_linearprobe
+from downstream_tasks import main_finetune, main_fingerprint, main_linearprobe
 from downstream_tasks.config import DownstreamConfig, Protocol
 from downstream_tasks.features import embed
 from downstream_tasks.release import PROTOCOL_ALIASES, absent_switches
@@ -238,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if config.protocol == "fine_tune":
         results = main_finetune.run(config, devices, flags["evaluate"], flags["resume"])
+    elif config.protocol == "fingerprint":
+        results = main_fingerprint.run(config, devices[0], flags["evaluate"])
     else:
         results = main_linearprobe.run(config, devices[0], flags["evaluate"])
     if results is not None:

@@ -31,7 +31,7 @@ from downstream_tasks.scoring.weighted import ScoredRun
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
 from src.utils.files import replacing
-from src.utils.logging import git_revision
+from src.utils.logging import git_revision, setup_logging
 
 METRICS = ("identification", "forward", "backward")
 Z_SCORED = "correlation, z-scored over people"
@@ -41,12 +41,15 @@ _ROUNDING = 1e-6  # relative; what differs by less is the same number computed t
 logger = logging.getLogger(__name__)
 
 
-def run_fingerprint(config: DownstreamConfig, device: torch.device) -> Results:
+def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) -> Results:
     """Evaluate the checkpoint and every baseline; write the result folder.
 
     Raises:
-        UserError: on bad input, see :func:`paired_runs` and :func:`load_model`.
+        UserError: on bad input, see :func:`paired_runs` and :func:`load_model`; with ``evaluate``.
     """
+    setup_logging(config.output_dir)
+    if evaluate:
+        raise UserError("--eval: fingerprint stores nothing to score again; run it without.")
     pretrained, folder = load_model(config)
     cohort = paired_runs(folder, config)
     n = len(cohort.units)

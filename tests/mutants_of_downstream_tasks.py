@@ -699,8 +699,8 @@ ROWS = [
         "a probe that hardly trained is said to be one",
     ),
     (
-        "downstream_tasks/main_linearprobe.py",
-        "features = fc_norm(features) if _is_published(config) else features",
+        "downstream_tasks/heads/stored.py",
+        "features = fc_norm(features) if is_published(config) else features",
         "pass",
         "tests/downstream_tasks/test_main_linearprobe.py::test_eval_scores_what_was_stored_and_gives_the_same_numbers",
         "a stored published probe reads normalised tokens",
@@ -748,7 +748,7 @@ ROWS = [
         "people are scored, not their runs",
     ),
     (
-        "downstream_tasks/main_linearprobe.py",
+        "downstream_tasks/heads/stored.py",
         "if stored.get(name) != value",
         "if False",
         "tests/downstream_tasks/test_main_linearprobe.py::test_eval_refuses_a_head_of_something_else",

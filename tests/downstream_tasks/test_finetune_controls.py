@@ -13,6 +13,7 @@ from downstream_tasks import engine_finetune, main_finetune, main_linearprobe
 from downstream_tasks.evaluation import prepare
 from downstream_tasks.features.registry import REGISTRY
 from downstream_tasks.finetune_state import BEST, LATEST, state_folder
+from downstream_tasks.heads.protocols import head_name
 from downstream_tasks.scoring.metrics import selection_key
 from downstream_tasks.task_files import load_task
 from src.models.downstream_vit import DownstreamViT
@@ -180,7 +181,7 @@ def test_controls_of_frozen_protocols(make_config, protocol, controls):
     )
     config.protocol = protocol
     rows = main_linearprobe.run(config, CPU).rows
-    own = main_linearprobe.head_name(config)
+    own = head_name(config)
     head = {"same": own, "frozen": "logistic"}
     expected = [("Brain-JEPA", own)]
     if controls != "none":

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from downstream_tasks import main_linearprobe
+from downstream_tasks import main_fingerprint, main_linearprobe
 from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.main_fingerprint import Z_SCORED
 from downstream_tasks.report.checkpoints import compare_checkpoints
@@ -255,7 +255,7 @@ def fingerprint_config(files, out, **changes):
 
 
 def test_fingerprinting_writes_the_same_kind_of_folder(files, tmp_path):
-    results = main_linearprobe.run(fingerprint_config(files, tmp_path), CPU)
+    results = main_fingerprint.run(fingerprint_config(files, tmp_path), CPU)
     rows = by_name(results)
     assert rows["Chance", "none"].mean["identification"] == pytest.approx(1 / 40)
     line = rows["ROI log SD", "correlation"]
@@ -292,7 +292,7 @@ def test_fingerprinting_writes_the_same_kind_of_folder(files, tmp_path):
 
 def test_fingerprinting_stores_nothing_to_score_again(files, tmp_path):
     with pytest.raises(UserError, match="fingerprint stores nothing"):
-        main_linearprobe.run(fingerprint_config(files, tmp_path), CPU, evaluate=True)
+        main_fingerprint.run(fingerprint_config(files, tmp_path), CPU, evaluate=True)
 
 
 def test_fingerprinting_needs_two_runs_of_each(files, tmp_path):
@@ -300,12 +300,12 @@ def test_fingerprinting_needs_two_runs_of_each(files, tmp_path):
     with pytest.raises(
         UserError, match=r"0 people have runs with run '01' and '03'.*There are: 01"
     ):
-        main_linearprobe.run(config, CPU)
+        main_fingerprint.run(config, CPU)
     config = fingerprint_config(
         files, tmp_path, fingerprint={"column": "session", "pair": ["01", "02"]}
     )
     with pytest.raises(UserError, match="several runs with session '01'"):
-        main_linearprobe.run(config, CPU)
+        main_fingerprint.run(config, CPU)
 
 
 def test_baseline_names():

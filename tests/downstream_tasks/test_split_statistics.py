@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_tasks import main_finetune
+from downstream_tasks import main_finetune, main_fingerprint
 from downstream_tasks.cohort.clips import ExampleClips, task_clip_input, with_split_statistics
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.evaluation import Evaluation, prepare
 from downstream_tasks.features.table import Representations
 from downstream_tasks.finetune_state import BEST
-from downstream_tasks.main_fingerprint import run_fingerprint
 from downstream_tasks.main_linearprobe import run
 from src.datasets.folder import DataFolder
 from src.datasets.folder.format import SERIES_FILE
@@ -161,4 +160,4 @@ def test_a_file_of_statistics(files, tmp_path):
 def test_fingerprinting_has_no_training_people(files, tmp_path):
     config = dataclasses.replace(task(files, tmp_path), protocol="fingerprint")
     with pytest.raises(UserError, match=r"no split here.*data\.statistics_file"):
-        run_fingerprint(config, torch.device("cpu"))
+        main_fingerprint.run(config, torch.device("cpu"))
