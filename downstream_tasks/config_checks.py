@@ -147,8 +147,21 @@ def _of_training(config: DownstreamConfig) -> Iterator[Relation]:
 def _of_adjustment(config: DownstreamConfig) -> Iterator[Relation]:
     """Confounds and harmonisation."""
     data, split = config.data, config.split
-    named = [name.removeprefix("C(").removesuffix(")").strip() for name in data.confounds]
-    yield Relation(data.target not in named, "data.confounds", "other columns than data.target")
+    # Features that were adjusted by the label of a test person tell it.
+    label = {data.target, data.time, data.event}
+    harmonize = (data.harmonize,) if data.harmonize else ()
+    adjusted_by = {
+        "confounds": data.confounds,
+        "harmonize": harmonize,
+        "harmonize_keep": data.harmonize_keep,
+    }
+    for key, names in adjusted_by.items():
+        columns = {name.removeprefix("C(").removesuffix(")").strip() for name in names}
+        yield Relation(
+            not label & columns,
+            f"data.{key}",
+            "other columns than data.target (and data.time, data.event), which is predicted",
+        )
     yield Relation(
         data.confounds_from == "features" or data.type == "regression",
         "data.confounds_from",

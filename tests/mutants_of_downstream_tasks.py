@@ -298,6 +298,13 @@ ROWS = [
         "no one person decides what the subspace of co-skewness is",
     ),
     (
+        "downstream_tasks/config_checks.py",
+        '"harmonize_keep": data.harmonize_keep,',
+        "",
+        "tests/downstream_tasks/test_confounds.py::test_contradictions_are_found_in_the_config",
+        "the label of a test person is no covariate of ComBat",
+    ),
+    (
         "downstream_tasks/heads/joint.py",
         "SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)",
         "SHARES = (0.6,)",

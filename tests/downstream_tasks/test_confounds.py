@@ -102,6 +102,17 @@ def test_fine_tuning_has_the_confounds_beside_it(tmp_path):
     ("protocol", "sections", "message"),
     [
         ("logistic", {"data": {"confounds": ["C(sex)"]}}, r"data\.confounds .*than data\.target"),
+        (
+            "logistic",
+            {"data": {"harmonize": "site", "harmonize_keep": ["C(sex)"]}},
+            r"data\.harmonize_keep .*than data\.target",
+        ),
+        ("logistic", {"data": {"harmonize": "sex"}}, r"data\.harmonize .*than data\.target"),
+        (
+            "logistic",
+            {"data": {"confounds": ["years"], "time": "years", "event": "ad", "horizon": 3.0}},
+            r"data\.confounds .*and data\.time",
+        ),
         ("logistic", {"data": {"confounds_from": "target"}}, "a class has no residual"),
         (
             "logistic",
