@@ -56,9 +56,10 @@ def compare_rows(
 
 
 def best_baseline(rows: Sequence[MethodResult], metric: str) -> MethodResult | None:
-    """The best row without a trained encoder."""
+    """The best row without a trained encoder that predicts what the model does."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    defined = [r for r in rows if r.kind == "baseline" and r.mean[metric] == r.mean[metric]]
+    rows = [row for row in rows if row.kind == "baseline" and not row.other_target]
+    defined = [row for row in rows if row.mean[metric] == row.mean[metric]]
     return max(defined, key=lambda row: sign * row.mean[metric], default=None)
 
 
@@ -72,7 +73,8 @@ def _pairs(
         if reference is not None and method is not reference:
             pairs.setdefault((method.label, reference.label), (method, reference, note))
 
-    compared = [row for row in rows if row.representation != CHANCE]
+    # A row of another target has nothing in common with the others to be better at.
+    compared = [row for row in rows if row.representation != CHANCE and not row.other_target]
     fc = next((row for row in compared if row.name == FC_NAME), None)
     best = best_baseline(compared, metric)
     for row in compared:

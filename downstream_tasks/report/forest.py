@@ -14,6 +14,7 @@ KINDS = {
     "model": ("model", "#0072b2", "D"),
     "readout": ("readouts of the model", "#56b4e9", "d"),
     "baseline": ("without a trained encoder", "#000000", "o"),
+    "joint": ("a baseline with the model", "#009e73", "^"),
     "control": ("controls", "#d55e00", "s"),
 }
 ROW_HEIGHT = 0.24  # inches

@@ -17,6 +17,12 @@ from downstream_tasks.report.studies import curve_text, permutation_text
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from downstream_tasks.scoring.paired import verdict
 
+_RUNS = {
+    "one_split": " on one split",
+    "resampled": ", each with new people",
+    "folds": ", whose test people are folds: everyone is tested once in each repeat",
+}
+
 
 def results_markdown(results: Results) -> str:
     """The text of ``results.md``."""
@@ -99,8 +105,7 @@ def _describe_data(results: Results) -> str:
         first, n = results.splits[0], len(results.splits)
         text.append(
             f"{first.train} people train, {first.valid} choose settings, {first.test} are "
-            f"tested on; {n} run{'s' if n > 1 else ''}"
-            + (", each with new people." if results.resampled_splits else " on one split.")
+            f"tested on; {n} run{'s' if n > 1 else ''}{_RUNS[results.design]}."
         )
     for reason, left_out in cohort.dropped.items():
         text.append(f"Left out, {reason}: {left_out.n}.")
@@ -110,7 +115,7 @@ def _describe_data(results: Results) -> str:
 
 def _legend(results: Results) -> str:
     text = "Mean over runs (SD where they differ). The interval is over people (families, sites): "
-    if results.resampled_splits:
+    if results.design != "one_split":
         text += "what other splits of such people might give (corrected for the people they share)."
     else:
         text += "what other test people might give, not what other training people would."
@@ -160,7 +165,9 @@ def _verdict(results: Results) -> str:
     ahead = [
         row.label
         for row in results.rows
-        if row.kind in ("baseline", "control") and sign * row.mean[results.main_metric] > of_model
+        if row.kind in ("baseline", "control")
+        and not row.other_target
+        and sign * row.mean[results.main_metric] > of_model
     ]
     if ahead:
         sentences["ahead"] = (
@@ -191,7 +198,7 @@ def _finding(results: Results, model: MethodResult, row: MethodResult, name: str
     """A sentence about the model beside ``row``, no stronger than their comparison."""
     metric = results.main_metric
     versus = results.comparison(model, row)
-    if versus is None:
+    if versus is None or _undefined(versus.difference):
         return ""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     finding = {
@@ -199,6 +206,7 @@ def _finding(results: Results, model: MethodResult, row: MethodResult, name: str
         "below": "worse than" if sign > 0 else "better than",
         "not told apart": "not told apart from",
         "borderline": "on the border of being told apart from",
+        "no interval": "not tested against",
     }[verdict(versus.interval, versus.p)]
     numbers = f"{METRIC_TITLES[metric]} {versus.difference:+.3f}"
     numbers += f", {interval_text(versus.interval)}"
@@ -207,6 +215,8 @@ def _finding(results: Results, model: MethodResult, row: MethodResult, name: str
     text = f"On these people the model is **{finding}** {name} ({numbers}, paired)."
     if finding.startswith("on the border"):
         text += " Interval and test disagree there."
+    if finding.startswith("not tested"):
+        text += " There is no interval: the same difference in every run, or too few test people."
     if PICKED in versus.test:
         text += " That row is the best on these very people, which flatters it a little."
     return text

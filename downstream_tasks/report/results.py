@@ -19,6 +19,7 @@ import numpy as np
 from downstream_tasks.cohort.examples import CohortSummary
 from downstream_tasks.features.registry import Kind
 from downstream_tasks.scoring.calibration import ReliabilityBin
+from downstream_tasks.scoring.design import DesignKind
 from src.utils.errors import UserError
 from src.utils.files import replacing
 
@@ -57,6 +58,8 @@ class MethodResult:
         notes: what qualifies it, such as a setting at the edge of its grid.
         trained_parameters: how many were fitted, where that is known.
         reliability: bins of the probabilities of all runs together; empty for regression.
+        other_target: whether it predicts another target than the other rows (confounds removed
+            from it), so that its scores do not compare with theirs.
     """
 
     name: str
@@ -70,6 +73,7 @@ class MethodResult:
     notes: tuple[str, ...] = ()
     trained_parameters: int | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
+    other_target: bool = False
 
     @property
     def label(self) -> str:
@@ -182,7 +186,7 @@ class Results:
         type: classification, regression or fingerprint.
         unit: what gets one score: person, run or event.
         main_metric: selects settings, and is compared between methods.
-        resampled_splits: whether every run has people of its own.
+        design: what the runs are to each other (:class:`scoring.design.Design`).
         revision: of the code.
         rows: the model first.
         comparisons: paired differences between rows.
@@ -205,7 +209,7 @@ class Results:
     rows: tuple[MethodResult, ...]
     classes: tuple[str, ...] = ()
     splits: tuple[SplitSizes, ...] = ()
-    resampled_splits: bool = False
+    design: DesignKind = "one_split"
     checkpoint: CheckpointInfo = field(default_factory=CheckpointInfo)
     comparisons: tuple[Comparison, ...] = ()
     published: dict[str, float] = field(default_factory=dict)

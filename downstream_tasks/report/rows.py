@@ -51,13 +51,12 @@ def score_rows(
             notes=notes,
             trained_parameters=method.results[0].n_trained,
             reliability=pooled_reliability(runs) if cohort.is_classification else (),
+            other_target=method.problems is not None,
         )
         rows.append(row)
         runs_of[row.label] = runs
-    # A row of another target (confounds removed from it) has nothing in common to be better at.
-    same_target = [row for row, m in zip(rows, methods, strict=True) if m.problems is None]
     comparisons = compare_rows(
-        same_target, runs_of, config.metric, design, n_exchanges=config.evaluation.n_exchanges
+        rows, runs_of, config.metric, design, n_exchanges=config.evaluation.n_exchanges
     )
     return tuple(rows), comparisons
 
@@ -73,6 +72,7 @@ def method_result(
     notes: tuple[str, ...] = (),
     trained_parameters: int | None = None,
     reliability: tuple[ReliabilityBin, ...] = (),
+    other_target: bool = False,
 ) -> MethodResult:
     """A row from its runs and the interval of each metric."""
     mean, sd = mean_sd([run.metrics for run in runs])
@@ -88,6 +88,7 @@ def method_result(
         notes,
         trained_parameters,
         reliability,
+        other_target,
     )
 
 

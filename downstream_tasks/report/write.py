@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from downstream_tasks.cohort.examples import Cohort
-from downstream_tasks.cohort.problem import Problem
+from downstream_tasks.cohort.problem import Problem, study_design
 from downstream_tasks.cohort.splits import run_name
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.heads.result import FittedMethod
@@ -69,7 +69,7 @@ def write_report(
         main_metric=config.metric,
         cohort=cohort.summary(),
         splits=split_sizes(cohort, problems),
-        resampled_splits=config.split.resample,
+        design=study_design(problems).kind,
         checkpoint=checkpoint,
         rows=rows,
         comparisons=comparisons,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+DesignKind = Literal["one_split", "resampled", "folds"]
+
 
 @dataclass(frozen=True)
 class Design:
@@ -15,6 +17,6 @@ class Design:
         n_train, n_test: people in these parts of a run, mean over the runs.
     """
 
-    kind: Literal["one_split", "resampled", "folds"]
+    kind: DesignKind
     n_train: float
     n_test: float

@@ -32,7 +32,7 @@ N_EXCHANGES = 1999
 _RANKING = ("auroc", "average_precision", "spearman")
 _TIE = 1e-9  # differences closer than this are the same number, summed in another order
 
-Verdict = Literal["above", "below", "not told apart", "borderline"]
+Verdict = Literal["above", "below", "not told apart", "borderline", "no interval"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,12 @@ def verdict(interval: Bounds, p: float) -> Verdict:
     """What interval and p-value of a difference say together.
 
     Above or below 0 where both do (the interval alone where there is no p); ``borderline`` where
-    they contradict each other.
+    they contradict each other; ``no interval`` where there is none and the test does not say by
+    itself that the two are alike.
     """
     low, high = interval
+    if np.isnan(low) or np.isnan(high):
+        return "not told apart" if p >= 1 - LEVEL else "no interval"
     excluded = low > 0 or high < 0
     if not np.isnan(p) and excluded != (p < 1 - LEVEL):
         return "borderline"

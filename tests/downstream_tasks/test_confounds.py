@@ -59,6 +59,10 @@ def test_confounds_removed_from_the_target(files, tmp_path):
     assert len(differences) == 2  # one for each sex
     compared = {comparison.method for comparison in results.comparisons}
     assert not any("confounds removed" in label for label in compared)  # of another target
+    of_residual = [row.name for row in results.rows if row.other_target]
+    assert of_residual == [row.name for row in results.rows if "confounds removed" in row.name]
+    text = (config.output_dir / "results.md").read_text()
+    assert "confounds removed" not in text[: text.index("| Method")]
 
 
 def test_harmonised_features_are_scored_again_from_the_stored_head(files, tmp_path):

@@ -1,6 +1,7 @@
 """The figure of a result folder shows what the report says, of the test people."""
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from downstream_tasks.cohort.examples import Cohort, CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import Split
 from downstream_tasks.config_checks import task_from_dict
+from downstream_tasks.features.registry import Kind
 from downstream_tasks.heads.result import FittedMethod, HeadResult
-from downstream_tasks.report import figures
+from downstream_tasks.report import figures, forest
 from downstream_tasks.report.results import CheckpointInfo, MethodResult, Results
 from downstream_tasks.report.write import write_report
 from tests.downstream_tasks.conftest import make_cohort
@@ -162,3 +164,8 @@ def test_a_scatter_names_target_unit_r_and_mae(draw):
     assert scatter.get_xlabel() == "true age (years)"
     assert "r 1.00, MAE" in scatter.get_title()
     assert "20 people" in scatter.get_title()
+
+
+def test_the_forest_plot_has_a_place_for_rows_of_every_kind():
+    """A kind without one would leave its rows out, a baseline with the model among them."""
+    assert {*forest.KINDS} == {*typing.get_args(Kind)}

@@ -155,6 +155,46 @@ def test_the_comparison_with_fc_is_paired_and_cautious(tmp_path):
     assert "**worse than**" in (tmp_path / "c" / "results.md").read_text()
 
 
+def test_folds_are_neither_one_split_nor_new_people(tmp_path):
+    cohort = make_cohort(np.arange(60) % 2, classes=("F", "M"))
+    config = config_of()
+    problems = [
+        Problem(cohort, split, make_target(cohort, split), config.metric, seed, fold)
+        for seed, fold, split in make_splits(cohort, SplitConfig(source="cv"), range(2))
+    ]
+    fitted = [HeadResult(noisy_scores(cohort, 1, i), {}) for i in range(10)]
+    row = FittedMethod("Brain-JEPA", "ridge", "model", fitted)
+    results = write_report(tmp_path, config, cohort, problems, [row], CheckpointInfo("jepa.pth"))
+    assert Results.read(tmp_path / "results.json").design == results.design == "folds"
+    text = (tmp_path / "results.md").read_text()
+    assert "10 runs, whose test people are folds: everyone is tested once in each repeat." in text
+    assert "on one split" not in text
+    assert "what other splits of such people might give" in text
+
+
+def test_rows_of_another_target_are_no_part_of_the_verdict():
+    """What is left of the target without confounds has another variance, and other errors."""
+    rows = [("Brain-JEPA", "model", 1.0), ("FC", "baseline", 1.2)]
+    rows.append(("FC, confounds removed", "baseline", 0.3))
+    found = bare_results(rows, [("FC", (-0.3, -0.1), 0.01)], main_metric="mse_raw", unit="person")
+    other = dataclasses.replace(found.rows[2], other_target=True)
+    text = results_markdown(dataclasses.replace(found, rows=(*found.rows[:2], other)))
+    verdict = text[: text.index("| Method")]
+    assert "**better than** plain functional connectivity, the best row without a" in verdict
+    assert "confounds removed" not in verdict
+
+
+def test_a_difference_without_an_interval_is_not_tested():
+    rows = [("Brain-JEPA", "model", 1.0), ("FC", "baseline", 0.5)]
+    found = bare_results(rows, [("FC", (np.nan, np.nan), np.nan)])
+    found = dataclasses.replace(
+        found, comparisons=(dataclasses.replace(found.comparisons[0], difference=0.5),)
+    )
+    text = results_markdown(found)
+    assert "**not tested against**" in text
+    assert "There is no interval" in text
+
+
 def bare_results(rows, comparisons=(), **changes):
     """What the text needs of results; rows: (name, kind, mean); comparisons: of the model with."""
     metric = changes.get("main_metric", "balanced_accuracy")

@@ -132,6 +132,18 @@ def test_verdicts():
     assert verdict((-0.01, 0.2), 0.04) == "borderline"
     assert verdict((0.1, 0.2), np.nan) == "above"
     assert verdict((np.nan, np.nan), 1.0) == "not told apart"
+    assert verdict((np.nan, np.nan), np.nan) == "no interval"
+    assert verdict((np.nan, np.nan), 0.01) == "no interval"
+
+
+def test_a_difference_that_is_the_same_in_every_fold_is_not_called_none(rng):
+    """Right on everyone against one class for everyone: +.5 in each fold, and no variance."""
+    labels = np.arange(10) % 2
+    right = [two_classes(labels, 8.0 * labels - 4)] * 5
+    constant = [two_classes(labels, np.zeros(10))] * 5
+    found = compare(right, constant, "balanced_accuracy", Design("folds", 40, 10))
+    assert found.difference == 0.5
+    assert verdict(found.interval, found.p) == "no interval"
 
 
 def test_other_test_people_are_refused(rng):
