@@ -165,19 +165,19 @@ def downstream(*arguments: object) -> Callable[[], None]:
     return lambda: downstream_eval.main([str(argument) for argument in arguments])
 
 
-def embed(inputs: Path, out: Path, suffix: str) -> Callable[[], None]:
+def embed(inputs: Path, out: Path, suffix: str, level: str) -> Callable[[], None]:
     data = labelled_folder(inputs / "data")
     checkpoint = write_checkpoint(inputs / "run" / "jepa-latest.pth.tar", data)
-    flags = ("--data_path", data, "--level", "token", "--device", "cpu")
+    flags = ("--data_path", data, "--level", level, "--device", "cpu")
     return downstream("embed", "--load_path", checkpoint, "--out", out / f"e{suffix}", *flags)
 
 
 def embed_npz(inputs: Path, out: Path) -> Callable[[], None]:
-    return embed(inputs, out, ".npz")
+    return embed(inputs, out, ".npz", "token")
 
 
 def embed_parquet(inputs: Path, out: Path) -> Callable[[], None]:
-    return embed(inputs, out, ".parquet")
+    return embed(inputs, out, ".parquet", "roi")
 
 
 def export(inputs: Path, out: Path) -> Callable[[], None]:

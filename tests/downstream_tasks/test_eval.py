@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import downstream_eval
-from downstream_eval import build_parser, config_from_flags, parse_flags
+from downstream_eval import build_parser, configs_from_flags, parse_flags
 from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse(*arguments):
-    return config_from_flags(parse_flags([*map(str, arguments)]))
+    (config,) = configs_from_flags(parse_flags([*map(str, arguments)]))
+    return config
 
 
 def test_the_command_line_of_the_release_keeps_working():
