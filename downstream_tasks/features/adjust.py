@@ -108,7 +108,7 @@ def combat(
         from neuroHarmonize import harmonizationApply, harmonizationLearn
     except ImportError as error:
         raise UserError(
-            "data.harmonize needs neuroHarmonize: pip install neuroHarmonize neuroCombat "
+            "data.harmonize needs neuroHarmonize: pip install neuroHarmonize==2.4.5 neuroCombat "
             "statsmodels"
         ) from error
     covariates = pd.DataFrame({f"keep{i}": column for i, column in enumerate(keep.T)})

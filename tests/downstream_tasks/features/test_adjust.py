@@ -205,5 +205,7 @@ def test_confounds_must_be_there_and_not_too_many():
 def test_the_package_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "neuroHarmonize", None)
     x, sites = sites_study()
-    with pytest.raises(UserError, match="pip install neuroHarmonize neuroCombat statsmodels"):
+    with pytest.raises(
+        UserError, match="pip install neuroHarmonize==2.4.5 neuroCombat statsmodels"
+    ):
         combat(x, sites, np.arange(60), np.empty((90, 0)))
