@@ -205,7 +205,5 @@ def test_confounds_must_be_there_and_not_too_many():
 def test_the_package_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "neuroHarmonize", None)
     x, sites = sites_study()
-    with pytest.raises(
-        UserError, match=r"pip install neuroHarmonize==2\.4\.5 neuroCombat"
-    ):
+    with pytest.raises(UserError, match=r"pip install neuroHarmonize==2\.4\.5 neuroCombat"):
         combat(x, sites, np.arange(60), np.empty((90, 0)))
