@@ -1234,4 +1234,11 @@ ROWS = [
         "tests/downstream_tasks/studies/test_several_targets.py::test_the_program_prints_one_table",
         "results of one target hide none of several",
     ),
+    (
+        "downstream_tasks/scoring/design.py",
+        "from dataclasses import dataclass",
+        "from dataclasses import dataclass\nfrom downstream_tasks.cohort import problem  # noqa: F401",
+        "tests/test_imports.py::test_every_room_of_the_evaluation_imports_from_those_before_it_only",
+        "rooms of the evaluation import one way",
+    ),
 ]

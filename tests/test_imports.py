@@ -21,6 +21,8 @@ FLOORS = (  # each imports from those before it; rooms of one floor not from eac
     ("src.run_report",),
     ("src.train",),
 )
+# Rooms of the evaluation, each importing from those before it only; files at the door from any.
+EVALUATION_ROOMS = ("scoring", "cohort", "features", "heads", "report", "studies")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -88,6 +90,17 @@ def test_every_room_of_src_imports_from_the_floors_below_it_only():
                 continue
             if not FLOOR[room(imported)] < FLOOR[room(name)]:
                 wrong.append(f"{name} imports {imported}")
+    assert not wrong
+
+
+def test_every_room_of_the_evaluation_imports_from_those_before_it_only():
+    place = {f"downstream_tasks.{name}": i for i, name in enumerate(EVALUATION_ROOMS)}
+    wrong = [
+        f"{name} imports {imported}"
+        for name, path in modules("downstream_tasks").items()
+        for imported in imports_of(name, path)
+        if place.get(room(imported), -1) > place.get(room(name), len(place))
+    ]
     assert not wrong
 
 
