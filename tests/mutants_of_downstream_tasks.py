@@ -333,6 +333,13 @@ ROWS = [
         "every row of the table is in its picture",
     ),
     (
+        "downstream_tasks/studies/learning_curve.py",
+        "target.normalise(scores * own.scale + own.mean)",
+        "scores",
+        "tests/downstream_tasks/studies/test_learning_curve.py::test_errors_of_few_and_many_people_are_in_one_unit",
+        "the points of a learning curve are in one unit",
+    ),
+    (
         "downstream_tasks/heads/joint.py",
         "SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)",
         "SHARES = (0.6,)",

@@ -74,9 +74,19 @@ def learning_curve(
             with without_repeated_messages():
                 result = method.fit(fewer)
             line = {"method": method.name, "head": method.head, "run": run, "draw": draw}
-            line |= {"size": size, "people": people, problem.metric: score_on_test(fewer, result)}
+            scores = in_unit_of(problem.target, fewer.target, result.scores)
+            score = score_on_test(problem, replace(result, scores=scores))
+            line |= {"size": size, "people": people, problem.metric: score}
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def in_unit_of(target: Target, own: Target, scores: np.ndarray) -> np.ndarray:
+    """Predictions z-scored on few people, ``own``, as ``target`` has them.
+
+    The SD of few people is another one in every draw, and an error in it is no error to compare.
+    """
+    return scores if target.n_classes else target.normalise(scores * own.scale + own.mean)
 
 
 def nested_subsets(problem: Problem, sizes: Sequence[float], draw: int) -> dict[float, np.ndarray]:

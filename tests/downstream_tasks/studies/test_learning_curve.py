@@ -9,6 +9,7 @@ from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import draw_split
 from downstream_tasks.config import HeadsConfig
 from downstream_tasks.heads.estimators import fit_head
+from downstream_tasks.heads.result import HeadResult
 from downstream_tasks.studies.learning_curve import (
     learning_curve,
     nested_subsets,
@@ -56,6 +57,19 @@ def test_subsets_are_stratified_and_differ_between_draws(families):
     assert len({tuple(subsets[12]) for subsets in draws}) == 5
     again = nested_subsets(families, [12], 3)
     np.testing.assert_array_equal(again[12], draws[3][12])
+
+
+def test_errors_of_few_and_many_people_are_in_one_unit():
+    """Predictions that are off by the same number of years have the same error at every size."""
+    problem = problem_of(make_cohort(np.random.default_rng(0).normal(60, 9, 100)), "mse")
+
+    def off_by_three_years(fewer: Problem) -> HeadResult:
+        return HeadResult(fewer.target.normalise(fewer.cohort.y + 3), {})
+
+    table = learning_curve(
+        [Method("FC", "ridge", off_by_three_years)], [problem], [5, 1.0], 4, make_target
+    )
+    np.testing.assert_allclose(table["mse"], (3 / problem.target.scale) ** 2)
 
 
 def test_few_people_hold_two_of_a_rare_class():
