@@ -10,7 +10,7 @@ from downstream_tasks.cohort.confounds import confound_table, without_confounds
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.features.registry import MODEL_NAME, REGISTRY
+from downstream_tasks.features.registry import MODEL_NAME, REGISTRY, joint_name
 from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.estimators import fit_head
 from downstream_tasks.heads.joint import fit_joint
@@ -86,8 +86,9 @@ def baseline_rows(
             for head_name, of_head in results.items()
         ]
         if joint:
-            title += " + " + (_FROZEN if config.protocol == "fine_tune" else MODEL_NAME)
-            rows.append(FittedMethod(title, plain, "joint", joint, f"{name}+model"))
+            added = _FROZEN if config.protocol == "fine_tune" else MODEL_NAME
+            title = representations.title(name, added)
+            rows.append(FittedMethod(title, plain, "joint", joint, joint_name(name)))
         representations.forget(name)
     return rows
 
@@ -126,9 +127,8 @@ def confound_rows(
             for problem in problems
         ]
     rows = baseline_rows(representations.without_confounds(), corrected, fit, head, names=of_tables)
-    if data.confounds_from == "target":
-        rows = [replace(row, problems=corrected) for row in rows]
-    return [alone, *rows]
+    other = corrected if data.confounds_from == "target" else None
+    return [alone, *(replace(row, problems=other, confounds_removed=True) for row in rows)]
 
 
 def plain_head(config: DownstreamConfig) -> str:

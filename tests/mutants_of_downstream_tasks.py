@@ -326,6 +326,27 @@ ROWS = [
         "what was not tested is not called alike",
     ),
     (
+        "downstream_tasks/report/comparisons.py",
+        "[r for r in compared if r.confounds_removed == row.confounds_removed]",
+        "compared",
+        "tests/downstream_tasks/report/test_report.py::test_what_lost_its_confounds_is_compared_with_what_did",
+        "rows without confounds are compared with rows without",
+    ),
+    (
+        "downstream_tasks/report/markdown.py",
+        "for part, sizes in parts if any(sizes)]",
+        "for part, sizes in parts]",
+        "tests/downstream_tasks/report/test_report.py::test_a_part_without_people_is_not_said_to_choose_settings",
+        "no one is said to validate where no one does",
+    ),
+    (
+        "downstream_tasks/report/compare.py",
+        'line["published_is_majority_class"] = " ".join(majority_warnings(result)) or None',
+        "pass",
+        "tests/downstream_tasks/report/test_compare.py::test_published_numbers_of_a_majority_class_are_marked_once",
+        "published numbers that a majority class reaches are marked in every table",
+    ),
+    (
         "downstream_tasks/report/forest.py",
         '"joint": ("a baseline with the model", "#009e73", "^"),',
         "",
@@ -587,8 +608,8 @@ ROWS = [
     ),
     (
         "downstream_tasks/report/comparisons.py",
-        "add(row, best, PICKED)",
-        "add(row, best)",
+        "add(row, best_baseline(corrected, metric, row.confounds_removed), PICKED)",
+        "add(row, best_baseline(corrected, metric, row.confounds_removed))",
         "tests/downstream_tasks/report/test_report.py::test_the_model_is_compared_with_fc_its_untrained_copy_and_the_best_baseline",
         "a reference that was picked on the test people is said to be",
     ),

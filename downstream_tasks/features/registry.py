@@ -217,6 +217,11 @@ REGISTRY: dict[str, Representation] = {
 }
 
 
+def joint_name(baseline: str) -> str:
+    """Name of the representation that is ``baseline`` together with the model."""
+    return f"{baseline}+model"
+
+
 def names_of(*kinds: Kind) -> list[str]:
     """Names of the entries of these kinds, in their order."""
     return [name for name, entry in REGISTRY.items() if entry.kind in kinds]

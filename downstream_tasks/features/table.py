@@ -74,10 +74,11 @@ class Representations:
             self._of_split = (train, own)
         return self._of_split[1]
 
-    def title(self, name: str) -> str:
-        """Name of the row of a baseline."""
+    def title(self, name: str, added: str = "") -> str:
+        """Name of the row of a baseline, or of a baseline and what is ``added`` to it."""
         regression = not self.cohort.is_classification
         title = REGISTRY[name].title_of(self.has_events, regression)
+        title += f" + {added}" if added else ""
         return f"{title}, confounds removed" if self.confounds_removed else title
 
     def without_confounds(self) -> "Representations":

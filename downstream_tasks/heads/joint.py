@@ -12,9 +12,9 @@ from downstream_tasks.heads.result import HeadResult
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 
 # Shares of the second block. 0 is among them: the head of the first block alone, so that features
-# that add nothing can be left out. Where the second block is noise, simulated regressions of 40
-# people lost 1 % of FC's squared error or less with it, and 3 to 7 % by a regression on out-of-fold
-# predictions of the two; where it knows something new, both gained the same third of it.
+# that add nothing can be left out. In simulated ridge regressions on 40 people, 24 or 1000 features
+# of noise raised FC's squared error by 4 % or not at all (a regression on out-of-fold predictions
+# of the two: 6 and 3 %); those that know something new lowered it by 56 and 72 % (30 and 45 %).
 SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)
 
 _CHUNK = 1024  # examples

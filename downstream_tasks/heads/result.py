@@ -93,7 +93,8 @@ class FittedMethod:
 
     ``results`` has one entry per problem (seed). Scores of examples outside the test part are not
     looked at and may be NaN. ``representation`` is its name in the registry of features, if any;
-    ``problems`` are those it was fitted on where its target is not that of the other rows.
+    ``problems`` are those it was fitted on where its target is not that of the other rows;
+    ``confounds_removed``: from its features, or from that target.
     """
 
     name: str
@@ -102,3 +103,4 @@ class FittedMethod:
     results: Sequence[HeadResult]
     representation: str = ""
     problems: Sequence[Problem] | None = None
+    confounds_removed: bool = False

@@ -25,6 +25,7 @@ from downstream_tasks.report.cells import (
     mean_sd_text,
 )
 from downstream_tasks.report.checkpoints import compare_checkpoints, pairs_markdown, pairs_table
+from downstream_tasks.report.published import majority_warnings
 from downstream_tasks.report.results import RESULTS_FILE, Results
 from src.utils.errors import UserError
 from src.utils.files import replacing, write_text
@@ -89,15 +90,16 @@ def join(results: Mapping[Path, Results]) -> pd.DataFrame:
             line["difference_from_fc"] = versus.difference if versus else None
             line["difference_p"] = versus.p if versus else None
             # The paper has one model and no baseline: its numbers stand beside the model only.
-            if row.kind == "model":
+            if row is result.model:
                 line |= {f"published_{k}": value for k, value in result.published.items()}
+                line["published_is_majority_class"] = " ".join(majority_warnings(result)) or None
             lines.append(line)
     return pd.DataFrame(lines)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The table as text, a section per type of task."""
-    sections = []
+    """The table as text, a section per type of task, then warnings about published numbers."""
+    sections, warnings = [], {}
     for kind, part in table.groupby("type", sort=False):
         metrics = [name for name in SHOWN[kind] if name in part and part[name].notna().any()]
         header = ["Task", "Protocol", "Method", "Head", "Main metric", "95 % interval"]
@@ -112,15 +114,17 @@ def to_markdown(table: pd.DataFrame) -> str:
             cells += [mean_sd_text(row[name], row[f"{name}_sd"]) for name in metrics]
             difference = row["difference_from_fc"]
             cells.append("" if pd.isna(difference) else f"{difference:+.3f}")
-            cells.append(
-                ", ".join(
-                    f"{METRIC_TITLES[name]} {row[f'published_{name}']:g}"
-                    for name in METRIC_TITLES
-                    if pd.notna(row.get(f"published_{name}"))
-                )
+            published = ", ".join(
+                f"{METRIC_TITLES[name]} {row[f'published_{name}']:g}"
+                for name in METRIC_TITLES
+                if pd.notna(row.get(f"published_{name}"))
             )
-            lines.append([*cells, row["folder"], row["checkpoint"]])
+            if pd.notna(warning := row.get("published_is_majority_class")):
+                published += " (of a majority class, see below)"
+                warnings[f"{row['folder']}: {warning}"] = None
+            lines.append([*cells, published, row["folder"], row["checkpoint"]])
         sections.append(markdown_table(header, lines))
+    sections += warnings
     return "\n\n".join(sections) + "\n"
 
 

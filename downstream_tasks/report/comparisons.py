@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from downstream_tasks.features.registry import joint_name
 from downstream_tasks.report.results import FC_NAME, Comparison, MethodResult
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
@@ -55,10 +56,13 @@ def compare_rows(
     return tuple(comparisons)
 
 
-def best_baseline(rows: Sequence[MethodResult], metric: str) -> MethodResult | None:
-    """The best row without a trained encoder that predicts what the model does."""
+def best_baseline(
+    rows: Sequence[MethodResult], metric: str, confounds_removed: bool = False
+) -> MethodResult | None:
+    """The best row without a trained encoder that had what the model had: confounds, or not."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     rows = [row for row in rows if row.kind == "baseline" and not row.other_target]
+    rows = [row for row in rows if row.confounds_removed == confounds_removed]
     defined = [row for row in rows if row.mean[metric] == row.mean[metric]]
     return max(defined, key=lambda row: sign * row.mean[metric], default=None)
 
@@ -76,16 +80,17 @@ def _pairs(
     # A row of another target has nothing in common with the others to be better at.
     compared = [row for row in rows if row.representation != CHANCE and not row.other_target]
     fc = next((row for row in compared if row.name == FC_NAME), None)
-    best = best_baseline(compared, metric)
     for row in compared:
         add(row, fc)
+        # Like with like: with confounds, or without.
+        corrected = [r for r in compared if r.confounds_removed == row.confounds_removed]
         if row.kind == "joint":  # what the model adds to the baseline, with the same head
-            alike = [r for r in compared if r.head == row.head and r.kind == "baseline"]
-            bases = [r for r in alike if row.name.startswith(f"{r.name} + ")]
+            alike = [r for r in corrected if r.head == row.head]
+            bases = [r for r in alike if joint_name(r.representation) == row.representation]
             add(row, bases[0] if bases else None)
         if row.kind == "model":
-            untrained = [r for r in compared if r.representation == UNTRAINED]
+            untrained = [r for r in corrected if r.representation == UNTRAINED]
             alike = [r for r in untrained if r.head == row.head] or untrained
             add(row, alike[0] if alike else None)
-            add(row, best, PICKED)
+            add(row, best_baseline(corrected, metric, row.confounds_removed), PICKED)
     return list(pairs.values())

@@ -1,6 +1,7 @@
 """``results.md``: the table of a result folder in words and numbers."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from downstream_tasks.report.cells import (
@@ -102,13 +103,15 @@ def _describe_data(results: Results) -> str:
         who += f" ({results.target}: mean {cohort.target_mean:.4g}, SD {cohort.target_sd:.4g})"
     text = [who + "."]
     if results.splits:
-        first, n = results.splits[0], len(results.splits)
-        text.append(
-            f"{first.train} people train, {first.valid} choose settings, {first.test} are "
-            f"tested on; {n} run{'s' if n > 1 else ''}{_RUNS[results.design]}."
+        n = len(results.splits)
+        parts = (
+            ("training", [split.train for split in results.splits]),
+            ("validation", [split.valid for split in results.splits]),
+            ("test", [split.test for split in results.splits]),
         )
-    for reason, left_out in cohort.dropped.items():
-        text.append(f"Left out, {reason}: {left_out.n}.")
+        people = [f"{part} {_span(sizes)}" for part, sizes in parts if any(sizes)]
+        runs = f"{n} run{'s' if n > 1 else ''}{_RUNS[results.design]}"
+        text.append(f"People of a run: {', '.join(people)}; {runs}.")
     text.append(f"Model: {results.checkpoint.path}.")
     return " ".join(text)
 
@@ -166,7 +169,7 @@ def _verdict(results: Results) -> str:
         row.label
         for row in results.rows
         if row.kind in ("baseline", "control")
-        and not row.other_target
+        and not (row.other_target or row.confounds_removed)
         and sign * row.mean[results.main_metric] > of_model
     ]
     if ahead:
@@ -252,6 +255,11 @@ def _chosen_of(row: MethodResult) -> str:
         if run.chosen
     ]
     return f"- {row.label}: {'; '.join(texts)}" if texts else ""
+
+
+def _span(sizes: Sequence[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _short(value: Any) -> str:

@@ -60,6 +60,7 @@ class MethodResult:
         reliability: bins of the probabilities of all runs together; empty for regression.
         other_target: whether it predicts another target than the other rows (confounds removed
             from it), so that its scores do not compare with theirs.
+        confounds_removed: from the features, or from the target.
     """
 
     name: str
@@ -74,6 +75,7 @@ class MethodResult:
     trained_parameters: int | None = None
     reliability: tuple[ReliabilityBin, ...] = ()
     other_target: bool = False
+    confounds_removed: bool = False
 
     @property
     def label(self) -> str:

@@ -52,6 +52,7 @@ def score_rows(
             trained_parameters=method.results[0].n_trained,
             reliability=pooled_reliability(runs) if cohort.is_classification else (),
             other_target=method.problems is not None,
+            confounds_removed=method.confounds_removed,
         )
         rows.append(row)
         runs_of[row.label] = runs
@@ -73,6 +74,7 @@ def method_result(
     trained_parameters: int | None = None,
     reliability: tuple[ReliabilityBin, ...] = (),
     other_target: bool = False,
+    confounds_removed: bool = False,
 ) -> MethodResult:
     """A row from its runs and the interval of each metric."""
     mean, sd = mean_sd([run.metrics for run in runs])
@@ -89,6 +91,7 @@ def method_result(
         trained_parameters,
         reliability,
         other_target,
+        confounds_removed,
     )
 
 

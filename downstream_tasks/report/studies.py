@@ -57,7 +57,7 @@ def curve_text(results: Results) -> str:
         for point in points
     ]
     text = (
-        "Mean (SD) over draws of training people and runs; the test people are always the same. "
+        "Mean (SD) over draws of training people and runs; the test people of a run stay the same. "
         "The draws say how much it matters who is labelled, not what other test people would give."
     )
     return f"{markdown_table(header, lines)}\n\n{text}"

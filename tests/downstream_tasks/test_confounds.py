@@ -98,7 +98,7 @@ def test_fine_tuning_has_the_confounds_beside_it(tmp_path):
         evaluation={"baselines": ["fc"]},
     )  # fmt: skip
     found = labels(main_finetune.run(config, [CPU]))
-    both = "FC, confounds removed + Brain-JEPA, frozen encoder (logistic)"
+    both = "FC + Brain-JEPA, frozen encoder, confounds removed (logistic)"
     assert found[-3:] == ["Confounds alone (logistic)", "FC, confounds removed (logistic)", both]
 
 

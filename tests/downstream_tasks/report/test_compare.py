@@ -1,5 +1,6 @@
 """One table of several result folders."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,32 @@ def test_runs_of_one_task_are_told_apart(folders, capsys):
     assert cells["hca_sex/fine_tune"][-2] == "logs/run/jepa-latest.pth.tar"
     assert cells["hca_sex/fine_tune"][-4] == "Accuracy 0.8152"
     assert cells["hca_sex/linear_probe"][-4] == "Accuracy 0.8152"  # as the heading says, fine-tuned
+
+
+def test_published_numbers_of_a_majority_class_are_marked_once(tmp_path, folders, capsys):
+    published, values = {"accuracy": 0.7684, "f1": 0.8632}, {"accuracy": 0.7, "f1": 0.7}
+    write_results(folders / "adni/fine_tune", "adni", "classification", values, published)
+    downstream_eval.main(["compare", str(folders), "--out", str(tmp_path / "joined")])
+    text = capsys.readouterr().out
+    (line,) = [line for line in text.splitlines() if "see below" in line]
+    assert "Accuracy 0.7684, F1 0.8632 (of a majority class, see below)" in line
+    said = "adni/fine_tune: **The published numbers are those of a majority class**"
+    assert text.count(said) == 1 == text.count("those of a majority class")
+    table = pd.read_csv(tmp_path / "joined.tsv", sep="\t", na_values=["n/a"])
+    assert table["published_is_majority_class"].notna().sum() == 1
+
+
+def test_published_numbers_stand_beside_the_model_as_it_is(tmp_path, folders, capsys):
+    path = folders / "hca_sex/fine_tune" / RESULTS_FILE
+    results = Results.read(path)
+    without = dataclasses.replace(
+        results.rows[0], name="Brain-JEPA, confounds removed", confounds_removed=True
+    )
+    dataclasses.replace(results, rows=(*results.rows, without)).write(path)
+    downstream_eval.main(["compare", str(folders)])
+    text = capsys.readouterr().out
+    assert "confounds removed" in text
+    assert text.count("Accuracy 0.8152") == 1
 
 
 def test_a_folder_named_twice_counts_once(folders):

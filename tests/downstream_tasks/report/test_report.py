@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from downstream_tasks.cohort.examples import CohortSummary
+from downstream_tasks.cohort.examples import CohortSummary, Dropped
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.runs import make_splits
 from downstream_tasks.cohort.splits import Split
 from downstream_tasks.config import SplitConfig
 from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.heads.result import FittedMethod, HeadResult
-from downstream_tasks.report.comparisons import PICKED
+from downstream_tasks.report.comparisons import PICKED, best_baseline
 from downstream_tasks.report.markdown import (
     interval_text,
     markdown_table,
@@ -27,6 +27,7 @@ from downstream_tasks.report.results import (
     Comparison,
     MethodResult,
     Results,
+    SplitSizes,
     without_nan,
 )
 from downstream_tasks.report.rows import score_rows
@@ -168,6 +169,7 @@ def test_folds_are_neither_one_split_nor_new_people(tmp_path):
     assert Results.read(tmp_path / "results.json").design == results.design == "folds"
     text = (tmp_path / "results.md").read_text()
     assert "10 runs, whose test people are folds: everyone is tested once in each repeat." in text
+    assert "People of a run: training 36, validation 12, test 12; 10 runs" in text
     assert "on one split" not in text
     assert "what other splits of such people might give" in text
 
@@ -182,6 +184,74 @@ def test_rows_of_another_target_are_no_part_of_the_verdict():
     verdict = text[: text.index("| Method")]
     assert "**better than** plain functional connectivity, the best row without a" in verdict
     assert "confounds removed" not in verdict
+
+
+def test_a_part_without_people_is_not_said_to_choose_settings():
+    """Nested cross-validation has no validation part."""
+    found = bare_results([("Brain-JEPA", "model", 1.0)])
+    splits = (SplitSizes("seed0_fold0", 26, 0, 14), SplitSizes("seed0_fold1", 27, 0, 13))
+    text = results_markdown(dataclasses.replace(found, splits=splits, design="folds"))
+    assert "People of a run: training 26 to 27, test 13 to 14; 2 runs" in text
+    assert "validation" not in text
+
+
+def test_results_are_told_in_order_and_each_thing_once():
+    rows = [("Brain-JEPA", "model", 0.9), ("FC", "baseline", 0.7), ("Raw clip", "baseline", 0.95)]
+    compared = [("FC", (0.1, 0.3), 0.01), ("Raw clip", (-0.2, -0.01), 0.02)]
+    left_out = {"no value of sex": Dropped(1, ("p00",))}
+    found = bare_results(rows, compared, unit="person")
+    found = dataclasses.replace(
+        found,
+        cohort=CohortSummary(3, 3, 3, 3, left_out, {"F": 1, "M": 2}),
+        notes=("left out, no value of sex: 1",),
+        settings={"time": "TR 2 s"},
+        published={"accuracy": 0.8},
+    )
+    text = results_markdown(found)
+    parts = ["# t: p", "On these people the model is", "3 people", "| Method", "Mean over runs"]
+    parts += ["| Paired comparison", "Settings: time: TR 2 s.", "Notes:", "Published for this task"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert text.lower().count("left out, no value of sex") == 1
+    # FC is the reference of the first table; the other comparisons have one of their own.
+    table = text[text.index("| Paired comparison") : text.index("Settings: ")]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    model = ["Brain-JEPA (h) - Raw clip (h)", "Balanced accuracy -0.105"]
+    assert [line for line in lines if line] == [[*model, "-0.200 to -0.010", "0.020"]]
+
+
+def test_what_lost_its_confounds_is_compared_with_what_did():
+    rng = np.random.default_rng(0)
+    cohort = make_cohort(np.arange(100) % 2, classes=("F", "M"))
+    problems = problems_of(cohort, config_of())
+    untrained = ("Untrained encoder", "baseline", "random_weights")
+    kinds = [("Brain-JEPA", "model", "model"), ("FC", "baseline", "fc"), untrained]
+    kinds.append(("FC + Brain-JEPA", "joint", "fc+model"))
+    methods = [
+        FittedMethod(
+            name + (", confounds removed" if removed else ""),
+            "h",
+            kind,
+            [HeadResult(noisy_scores(cohort, 1.0, int(rng.integers(99))), {})] * 3,
+            representation,
+            confounds_removed=removed,
+        )
+        for removed in (False, True)
+        for name, kind, representation in kinds
+    ]
+    rows, comparisons = score_rows(cohort, problems, methods, config_of())
+    assert [row.confounds_removed for row in rows] == [False] * 4 + [True] * 4
+    pairs = [(c.method, c.reference) for c in comparisons if c.reference != "FC (h)"]
+    assert {("removed" in method, "removed" in other) for method, other in pairs} == {
+        (False, False),
+        (True, True),
+    }
+    joint = "FC + Brain-JEPA, confounds removed (h)", "FC, confounds removed (h)"
+    model = "Brain-JEPA, confounds removed (h)", "Untrained encoder, confounds removed (h)"
+    assert {joint, model} < set(pairs)
+    best = best_baseline(rows, "balanced_accuracy")
+    assert best is not None
+    assert not best.confounds_removed
 
 
 def test_a_difference_without_an_interval_is_not_tested():
