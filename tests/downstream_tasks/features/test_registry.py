@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_tasks import main_linearprobe
+from downstream_tasks import main_fingerprint, main_linearprobe
 from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.features.registry import REGISTRY, Representation
 from src.models.vision_transformer import VisionTransformer
@@ -78,7 +78,7 @@ def test_a_new_entry_has_its_row_with_nothing_else_changed(files, tmp_path, adde
 def test_a_new_entry_is_among_the_fingerprints(files, tmp_path, added):
     data = labelled_folder(tmp_path / "two_runs", people=6, runs=2)
     config = task((data, files[1]), tmp_path, "fingerprint", added[0])
-    rows = main_linearprobe.run(config, CPU).rows
+    rows = main_fingerprint.run(config, CPU).rows
     assert {row.name: row.kind for row in rows} == {
         "Brain-JEPA": "model",
         "First frame": "baseline",
