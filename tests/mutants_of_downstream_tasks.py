@@ -361,6 +361,13 @@ ROWS = [
         "the points of a learning curve are in one unit",
     ),
     (
+        "downstream_tasks/cohort/runs.py",
+        "    if lacking:",
+        '    if lacking and config.source == "cv":',
+        "tests/downstream_tasks/cohort/test_folds.py::test_folds_without_a_class_are_pointed_out",
+        "test people without a class are pointed out however they were drawn",
+    ),
+    (
         "downstream_tasks/heads/joint.py",
         "SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)",
         "SHARES = (0.6,)",

@@ -121,16 +121,19 @@ def check_folds(cohort: Cohort, runs: Sequence[RunSplit]) -> None:
 
 def split_notes(cohort: Cohort, config: SplitConfig, runs: Sequence[RunSplit]) -> tuple[str, ...]:
     """What is to be said of the splits beside the results."""
+    notes = []
     if config.source == "site":
-        return site_notes(cohort, config.site, [run.split for run in runs])
-    classes = range(len(cohort.classes))
-    lacking = [run.name for run in runs if set(classes) - set(cohort.y[run.split.test].tolist())]
-    if config.source == "cv" and lacking:
-        return (
+        notes += site_notes(cohort, config.site, [run.split for run in runs])
+    n_classes = len(cohort.classes)
+    lacking = [run.name for run in runs if len(np.unique(cohort.y[run.split.test])) < n_classes]
+    if lacking:
+        more = "; fewer folds (split.folds) help" if config.source == "cv" else ""
+        notes.append(
             f"the test people of {', '.join(lacking)} do not hold every class: AUROC and average "
-            "precision are not defined there, nor is their mean; fewer folds (split.folds) help",
+            "precision are not defined there, nor is their mean, and balanced accuracy is over the "
+            f"classes there: one class for everyone has more than {1 / n_classes:.2g}{more}"
         )
-    return ()
+    return tuple(notes)
 
 
 def _check(cohort: Cohort, runs: Sequence[RunSplit]) -> None:

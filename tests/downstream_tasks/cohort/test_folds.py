@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 
 from downstream_tasks.cohort.folds import leave_one_site_out
-from downstream_tasks.cohort.runs import make_splits, save_splits, split_notes, stored_splits
-from downstream_tasks.cohort.splits import assert_disjoint, split_path
+from downstream_tasks.cohort.runs import (
+    RunSplit,
+    make_splits,
+    save_splits,
+    split_notes,
+    stored_splits,
+)
+from downstream_tasks.cohort.splits import Split, assert_disjoint, split_path
 from downstream_tasks.config import SplitConfig
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import make_cohort
@@ -116,6 +122,10 @@ def test_folds_without_a_class_are_pointed_out():
     (note,) = split_notes(cohort, CV, runs)
     assert note.startswith("the test people of seed0_fold")
     assert note.count("seed0_fold") == 1  # four folds, three people
+    assert "one class for everyone has more than 0.5" in note
+    split = Split(train=np.arange(5, 23), valid=np.array([], dtype=int), test=np.arange(5))
+    (alone,) = split_notes(cohort, SplitConfig(), [RunSplit(0, None, split)])
+    assert alone.startswith("the test people of seed0 do not hold every class")
     balanced = make_cohort(BINARY, classes=("a", "b"))
     assert split_notes(balanced, CV, make_splits(balanced, CV, [0])) == ()
     assert split_notes(make_cohort(np.arange(9.0)), CV, []) == ()
