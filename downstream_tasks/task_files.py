@@ -108,6 +108,12 @@ def task_path(source: str | Path) -> Path:
         return path
     named = TASK_FOLDER / f"{path.name}.yaml"
     if not named.is_file():
+        if not TASK_FOLDER.is_dir():
+            raise UserError(
+                f"no task '{source}': it is no file, and the folder of named tasks, {TASK_FOLDER}, "
+                f"is not in {Path.cwd()}. Run from the folder of downstream_eval.py (paths of data "
+                "are relative to it, too), or name a task file."
+            )
         names = task_names()
         raise UserError(
             f"no task '{source}': neither a file nor a name in {TASK_FOLDER}."

@@ -354,6 +354,20 @@ ROWS = [
         "every row of the table is in its picture",
     ),
     (
+        "downstream_tasks/report/forest.py",
+        "_LABEL_WIDTH = 68",
+        "_LABEL_WIDTH = 52",
+        "tests/downstream_tasks/report/test_figures.py::test_names_of_controls_are_whole_in_the_forest_plot",
+        "rows of the picture can be told apart",
+    ),
+    (
+        "downstream_tasks/task_files.py",
+        "if not TASK_FOLDER.is_dir():",
+        "if False:",
+        "tests/downstream_tasks/test_release.py::test_a_named_task_asked_for_in_another_folder_says_where_to_run",
+        "a named task that cannot be found here says where to run",
+    ),
+    (
         "downstream_tasks/studies/learning_curve.py",
         "target.normalise(scores * own.scale + own.mean)",
         "scores",

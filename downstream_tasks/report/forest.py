@@ -18,7 +18,7 @@ KINDS = {
     "control": ("controls", "#d55e00", "s"),
 }
 ROW_HEIGHT = 0.24  # inches
-_LABEL_WIDTH = 52  # letters
+_LABEL_WIDTH = 68  # letters: the controls of time under the longest name of a head
 
 
 class _Line(NamedTuple):

@@ -223,3 +223,9 @@ def test_the_file_alone_is_no_task():
     with pytest.raises(UserError) as error:
         load_task("hca_sexx")
     assert "fine_tune" not in str(error.value)
+
+
+def test_a_named_task_asked_for_in_another_folder_says_where_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Run from the folder of downstream_eval\.py"):
+        load_task("hca_sex")

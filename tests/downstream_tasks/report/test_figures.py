@@ -13,7 +13,7 @@ from downstream_tasks.cohort.examples import Cohort, CohortSummary
 from downstream_tasks.cohort.problem import Problem, make_target
 from downstream_tasks.cohort.splits import Split
 from downstream_tasks.config_checks import task_from_dict
-from downstream_tasks.features.registry import Kind
+from downstream_tasks.features.registry import REGISTRY, Kind
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report import figures, forest
 from downstream_tasks.report.results import CheckpointInfo, MethodResult, Results
@@ -148,7 +148,7 @@ def test_the_forest_plot_has_every_row_and_says_what_qualifies_them(tmp_path, mo
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert [label for label in labels if "(" in label][:3] == [row.label for row in rows[:3]]
     assert labels[-1].endswith("to 7 (h)")
-    assert len(labels[-1]) < 60
+    assert len(labels[-1]) < 70
     assert [text.get_text() for text in axes.texts] == ["0.700", "0.600", "1.000", "n/a"]
     vertical = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert vertical[0].get_xdata()[0] == 1.0
@@ -169,3 +169,10 @@ def test_a_scatter_names_target_unit_r_and_mae(draw):
 def test_the_forest_plot_has_a_place_for_rows_of_every_kind():
     """A kind without one would leave its rows out, a baseline with the model among them."""
     assert {*forest.KINDS} == {*typing.get_args(Kind)}
+
+
+def test_names_of_controls_are_whole_in_the_forest_plot():
+    for entry in REGISTRY.values():
+        label = f"{entry.title} (published LARS probe)"
+        if entry.is_control:
+            assert forest.shortened(label, forest._LABEL_WIDTH) == label
