@@ -163,6 +163,11 @@ def _of_adjustment(config: DownstreamConfig) -> Iterator[Relation]:
             "other columns than data.target (and data.time, data.event), which is predicted",
         )
     yield Relation(
+        config.protocol != "fingerprint" or not data.confounds,
+        "data.confounds",
+        "empty with protocol fingerprint, which has no training people to fit their effects on",
+    )
+    yield Relation(
         data.confounds_from == "features" or data.type == "regression",
         "data.confounds_from",
         "features for a classification: a class has no residual",

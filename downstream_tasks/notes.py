@@ -6,7 +6,7 @@ is quoted alone.
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -47,6 +47,8 @@ def qualify(
     if lacking:  # every split has statistics of its own; what is asked below does not need them
         data = dataclasses.replace(data, normalization="none")
         method = f"{method}, by statistics of the training people of each split"
+    elif pretrained.split_stats is not None:
+        method = f"{method}, by statistics of the training people of the split"
     clips = ExampleClips(cohort, data, pretrained, config.evaluation.clips).dataset
     found = [
         pretrained.check_folder(folder),
@@ -103,7 +105,7 @@ def _input_note(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
     """Where the task's input is not what the encoder was trained with."""
     here, there = task_clip_input(config.data, pretrained), pretrained.clip_input
     differences = [
-        f"{name} is {value}, the checkpoint's is {known}"
+        f"{name} is {_words(value)}, the checkpoint's is {_words(known)}"
         for name, value, known in (
             ("data.normalization", here.normalization, there.normalization),
             ("sampling", here.sampling, there.sampling),
@@ -113,6 +115,13 @@ def _input_note(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
     if not differences:
         return None
     return f"input unlike that of {pretrained.path.name}: {'; '.join(differences)}"
+
+
+def _words(value: str | Mapping[str, float]) -> str:
+    """``robust``, ``stride 3``."""
+    if isinstance(value, str):
+        return value
+    return ", ".join(f"{name} {number:g}" for name, number in value.items())
 
 
 def _interval_note(clips: FMRIDataset) -> str | None:

@@ -92,7 +92,16 @@ def stored_splits(
     runs = []
     for seed in seeds:
         if not config.in_folds:
-            split = load_split(split_path(folder, run_name(seed)), cohort)
+            path = split_path(folder, run_name(seed))
+            if not path.is_file():
+                stored = len(list(folder.glob(split_path(folder, "seed*").name)))
+                raise UserError(
+                    f"--eval: {path} is not there: the run before had {stored} seeds. Score as "
+                    f"many (--num_seed {stored}), or run without --eval first."
+                    if stored
+                    else f"--eval: {folder} holds no splits; run without --eval first."
+                )
+            split = load_split(path, cohort)
             runs.append(RunSplit(seed, None, split))
             continue
         folds = len(list(folder.glob(split_path(folder, f"{run_name(seed)}_fold*").name)))

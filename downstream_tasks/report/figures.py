@@ -69,8 +69,8 @@ def draw_table(folder: Path, results: Results) -> None:
 def _figure(results: Results, n_panels: int) -> tuple[Figure, list[Axes]]:
     """A figure with the forest plot on top, ``n_panels`` below it and the notes at the foot."""
     width = max(_PANEL * n_panels, 2 * _PANEL)
-    notes = [*results.notes, *(f"{row.label}: {n}" for row in results.rows for n in row.notes)]
-    wrapped = [textwrap.wrap(f"- {note}", int(_LETTERS_PER_INCH * width)) for note in notes]
+    notes = [f"- {note}" for note in results.all_notes]
+    wrapped = [textwrap.wrap(note, int(_LETTERS_PER_INCH * width)) for note in notes]
     text = "\n".join(line for lines in wrapped for line in lines)
     foot = _NOTE_LINE * (text.count("\n") + 2) if text else 0.0
     heights = [forest_height(results), _PANEL][: 1 + bool(n_panels)]

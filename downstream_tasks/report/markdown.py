@@ -144,7 +144,7 @@ def _settings(results: Results) -> str:
 
 def _notes(results: Results) -> str:
     """What qualifies the evaluation, then what qualifies single rows."""
-    notes = [*results.notes, *(f"{row.label}: {n}" for row in results.rows for n in row.notes)]
+    notes = results.all_notes
     return "Notes:\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
 
 

@@ -233,6 +233,15 @@ class Results:
         """The row of functional connectivity with the head that others report (Brainmarks)."""
         return next((row for row in self.rows if row.name == FC_NAME), None)
 
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes on the whole, then those on rows; what holds for several rows is said once."""
+        labels: dict[str, list[str]] = {}
+        for row in self.rows:
+            for note in row.notes:
+                labels.setdefault(note, []).append(row.label)
+        return [*self.notes, *(f"{'; '.join(rows)}: {note}" for note, rows in labels.items())]
+
     def comparison(
         self, method: MethodResult | None, reference: MethodResult | None
     ) -> Comparison | None:

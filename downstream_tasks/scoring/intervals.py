@@ -96,7 +96,7 @@ def summarise(runs: Sequence[ScoredRun], design: Design) -> dict[str, Bounds]:
         return _summarise_resampled(runs, design)
     jackknife = leave_out_clusters(runs)
     constant = all(is_constant(run) for run in runs)
-    bounds = {}
+    bounds: dict[str, Bounds] = {}
     for metric, influence in jackknife.influence.items():
         error = float(np.sqrt((influence**2).sum()))
         varies = error > _ROUNDING
@@ -111,7 +111,7 @@ def summarise(runs: Sequence[ScoredRun], design: Design) -> dict[str, Bounds]:
             jackknife.degrees_of_freedom(influence),
             jackknife.independent_decisions(metric, varies=varies),
         )
-    return bounds
+    return _with_possible_brier(bounds, runs)
 
 
 def _summarise_resampled(runs: Sequence[ScoredRun], design: Design) -> dict[str, Bounds]:
@@ -129,7 +129,16 @@ def _summarise_resampled(runs: Sequence[ScoredRun], design: Design) -> dict[str,
             if constant and not varies and metric not in PER_UNIT
             else interval_of(metric, float(of_runs.mean()), error, len(runs) - 1, decisions)
         )
-    return bounds
+    return _with_possible_brier(bounds, runs)
+
+
+def _with_possible_brier(bounds: dict[str, Bounds], runs: Sequence[ScoredRun]) -> dict[str, Bounds]:
+    """``bounds`` with that of the Brier score held to its worst: 1, or 2 of several classes."""
+    if "brier" not in bounds:
+        return bounds
+    worst = 1.0 if runs[0].scores.shape[1] == 2 else 2.0
+    low, high = bounds["brier"]
+    return bounds | {"brier": (low, float(np.minimum(high, worst)))}
 
 
 def interval_of(

@@ -48,6 +48,12 @@ def one_task_per_target(values: Mapping[str, Any], where: str) -> list[dict[str,
             "each once."
         )
     stated = {key: value for key in PER_TARGET if (value := _at(values, key)) is not None}
+    classes = stated.get("data.classes")
+    if classes and len(targets) > 1 and not isinstance(classes, Mapping):
+        raise UserError(
+            f"{where}: data.classes is one list, {classes}, for {len(targets)} targets. Say whose "
+            f"they are: 'data.classes={{{targets[-1]}: [{', '.join(map(str, classes))}]}}'."
+        )
     for key, value in stated.items():
         if _is_by_target(key, value, targets):
             if unknown := [name for name in value if name not in targets]:
@@ -89,7 +95,7 @@ def _is_by_target(key: str, value: Any, targets: Sequence[str]) -> bool:
 
 def _type_of(target: str, data: Mapping[str, Any], where: str) -> str:
     """Classification or regression, by what the column of ``target`` holds."""
-    if "classes" in data:
+    if data.get("classes"):
         return "classification"
     path = Path(data.get("data_path", ""))
     if data.get("unit") == "event":

@@ -124,6 +124,7 @@ def test_fine_tuning_has_the_confounds_beside_it(tmp_path):
             "the effect of a site that is left out cannot be learnt",
         ),
         ("attentive_probe", {"data": {"harmonize": "site"}}, "ComBat is of feature tables"),
+        ("fingerprint", {"data": {"confounds": ["age"]}}, r"data\.confounds .*no training people"),
         ("logistic", {"data": {"harmonize_keep": ["age"]}}, r"data\.harmonize_keep .*empty"),
         ("logistic", {"split": {"source": "site"}}, r"split\.site .*the column that names"),
         ("logistic", {"split": {"source": "cv", "file": "x.tsv"}}, r"split\.file .*unset"),

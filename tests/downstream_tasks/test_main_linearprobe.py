@@ -192,12 +192,15 @@ def test_eval_scores_what_was_stored_and_gives_the_same_numbers(files, tmp_path,
 
 
 def test_eval_without_a_stored_head(files, tmp_path):
-    with pytest.raises(UserError, match=r"split_seed0\.tsv does not exist"):
+    with pytest.raises(UserError, match=r"holds no splits; run without --eval first"):
         main_linearprobe.run(config_of(files, tmp_path, "logistic"), CPU, evaluate=True)
     config = config_of(files, tmp_path, "knn")
     main_linearprobe.run(config, CPU)
     with pytest.raises(UserError, match="no stored head"):
         main_linearprobe.run(config, CPU, evaluate=True)
+    more = config_of(files, tmp_path, "knn", evaluation={"num_seed": 3})
+    with pytest.raises(UserError, match=r"the run before had 2 seeds.*--num_seed 2"):
+        main_linearprobe.run(more, CPU, evaluate=True)
 
 
 def test_eval_refuses_a_head_of_something_else(files, tmp_path):

@@ -57,7 +57,7 @@ def test_results_say_what_qualifies_them(make_config, files, tmp_path):
     assert stored.notes == results.notes
     text = (config.output_dir / "results.md").read_text()
     for expected in (
-        "sampling is {'stride': 3}, the checkpoint's is {'stride': 1}",
+        "sampling is stride 3, the checkpoint's is stride 1",
         "samples are 6 s apart, where the encoder of the paper has about 2 s; every frame has 2 s",
         "runs are shorter than a clip and end in zeros",
         "left out, no value of sex: 1",

@@ -109,6 +109,9 @@ def test_features_of_another_split_are_other_features(files, tmp_path):
 def test_one_split_is_encoded_once(files, tmp_path):
     config = task(files, tmp_path, split={"resample": False})
     evaluation = prepare(config)
+    assert evaluation.settings["normalisation"].endswith(
+        "by statistics of the training people of the split"
+    )
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, CPU)
     for problem in evaluation.problems:
         representations.features("model", problem)
@@ -119,6 +122,7 @@ def test_one_split_is_encoded_once(files, tmp_path):
 def test_scored_again_from_stored_heads(files, tmp_path):
     config = task(files, tmp_path)
     scored = run(config, CPU)
+    assert "by statistics of the training people of" in scored.settings["normalisation"]
     again = run(config, CPU, evaluate=True)
     assert scored.rows[0].mean == again.rows[0].mean
 

@@ -99,3 +99,12 @@ def test_what_another_version_wrote_is_refused(results, tmp_path, change, messag
     path.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         Results.read(path)
+
+
+def test_what_holds_for_several_rows_is_said_once(results):
+    model, fc = results.rows
+    both = dataclasses.replace(results, rows=(model, dataclasses.replace(fc, notes=model.notes)))
+    assert both.all_notes == [
+        "9 clips are padded",
+        "Brain-JEPA (LARS); FC (logistic): C 10 is at the edge of its grid",
+    ]

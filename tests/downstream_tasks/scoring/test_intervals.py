@@ -92,6 +92,15 @@ def test_errors_and_r2_stay_in_their_range():
     assert np.isnan(interval_of("pearson", 1.0, 0.0, 5)).all()
 
 
+@pytest.mark.parametrize(("n_classes", "worst"), [(2, 1.0), (3, 2.0)])
+def test_the_brier_score_of_few_people_is_no_worse_than_the_worst(n_classes, worst):
+    y = np.array([0, 1, 0, 1])
+    scores = np.full((4, n_classes), 0.02)
+    scores[np.arange(4), [0, 0, 0, 0]] = 1 - 0.02 * (n_classes - 1)
+    run = ScoredRun(y, scores, np.arange(4).astype(str))
+    assert summarise([run], ONE_SPLIT)["brier"][1] == worst
+
+
 def test_degrees_of_freedom_are_those_of_the_smaller_class(rng):
     """Welch's for a difference of means is what the balanced accuracy needs too."""
     y = np.r_[np.ones(9, int), np.zeros(29, int)]

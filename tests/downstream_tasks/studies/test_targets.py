@@ -65,6 +65,11 @@ def test_what_is_no_mapping_is_for_all_but_published_numbers(folder, caplog):
     [
         ([], {}, "a list of several, each once"),
         (["age", "age"], {}, "each once"),
+        (
+            ["age", "sex"],
+            {"data": {"classes": ["M", "F"]}},
+            r"one list.*for 2 targets.*'data\.classes=\{sex: \[M, F\]\}'",
+        ),
         (["age", "sexx"], {}, r"no target column 'sexx'. Did you mean 'sex'\?"),
         (
             ["age", "sex"],
