@@ -1,15 +1,15 @@
 """Evaluate a checkpoint on labelled data.
 
-python downstream_eval.py --config demo_state --load_path logs/quickstart
+python downstream_eval.py --config demo_state --load_path logs/quickstart/RUN
 python downstream_eval.py --config hca_sex --downstream_task linear_probe --load_path CHECKPOINT
-python downstream_eval.py embed --load_path CHECKPOINT --data_path data/mine --out out.npz
+python downstream_eval.py embed --load_path CHECKPOINT --data_path data/mine --out out.parquet
 python downstream_eval.py export --load_path CHECKPOINT --out FOLDER
 python downstream_eval.py compare output_dirs
 
 commands beside the evaluation, each with its own --help:
-  embed    write embeddings of the runs of a data-set folder, to .npz or parquet
-  export   write any checkpoint as safetensors + JSON
-  compare  join result folders into one table, beside published numbers
+  embed    write embeddings of the runs of a data-set folder: .npz, .parquet, .csv, .tsv
+  export   write any checkpoint as safetensors + JSON, for a model hub
+  compare  join result folders into one table, and set checkpoint against checkpoint
 """
 
 from src.utils.parent_watch import begin_program
@@ -120,32 +120,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--load_epoch", type=epoch_number, help="of a run's folder (default: the latest)"
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--num_seed", type=int, help="runs, reported as mean (SD)")
-    how.add_argument("--resample_splits", **switch, help="new people for every run")
-    how.add_argument("--batch_size", type=int, help="clips (fine_tune), people (probes)")
-    how.add_argument("--epochs", type=int)
+    how.add_argument("--num_seed", type=int, help="runs (cv: repeats), reported as mean (SD)")
+    how.add_argument("--resample_splits", **switch, help="new people in every part of every run")
+    how.add_argument("--batch_size", type=int, help="clips; of linear_probe examples")
+    how.add_argument("--epochs", type=int, help="of fine_tune and the two probes")
     how.add_argument("--blr", type=float, help="base learning rate, times batch size / 256")
     how.add_argument("--min_lr", type=float, help="where the cosine ends")
-    how.add_argument("--smoothing", type=float, help="label smoothing")
+    how.add_argument("--smoothing", type=float, help="label smoothing, of classes")
     how.add_argument("--gradient_checkpointing", **switch, help="recompute to save memory")
     how.add_argument("--devices", nargs="+", default=default_devices(), metavar="DEVICE",
                      help="cpu, cuda:0 cuda:1, mps (default: the best one)")  # fmt: skip
     how.add_argument("--eval", action="store_true", default=False, dest="evaluate",
                      help="score again what an earlier run stored; train nothing")  # fmt: skip
     how.add_argument("--resume", action="store_true", default=False,
-                     help="go on with a fine-tuning that was stopped")  # fmt: skip
-    how.add_argument("--output_root", help="results go to OUTPUT_ROOT/task/protocol")
+                     help="go on with a stopped fine-tuning, or add controls to it")  # fmt: skip
+    how.add_argument("--output_root", help="results go to OUTPUT_ROOT/TASK/PROTOCOL")
     data = parser.add_argument_group("input")
-    data.add_argument("--use_normalization", **switch, help="one z-score per clip")
+    data.add_argument("--use_normalization", **switch, help="one z-score per clip, else none")
     data.add_argument("--downsample", **switch, help="every third frame, else every one")
     data.add_argument("--label_normalization", **switch, help="z-score regression targets")
     model = parser.add_argument_group("model", "checked against the checkpoint where it says")
-    model.add_argument("--model_name")
+    model.add_argument("--model_name", help="vit_tiny, vit_small, vit_base, vit_large")
     model.add_argument("--num_heads", type=int, help="attention heads, for sizes without a name")
     model.add_argument("--crop_size", type=two_numbers, metavar="ROIS,FRAMES")
-    model.add_argument("--patch_size", type=int)
-    model.add_argument("--pred_depth", type=int)
-    model.add_argument("--pred_emb_dim", type=int)
+    model.add_argument("--patch_size", type=int, help="frames")
+    model.add_argument("--pred_depth", type=int, help="of the predictor, which is not used")
+    model.add_argument("--pred_emb_dim", type=int, help="likewise its width")
     model.add_argument("--add_w", choices=("mapping", "origin", "anatomical"))
     model.add_argument("--gradient_csv_path", help="for checkpoints that do not hold gradients")
     model.add_argument("--attn_mode", choices=("normal", "sdpa", "flash_attn"))

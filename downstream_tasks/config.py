@@ -133,7 +133,7 @@ class EvaluationConfig:
     # tokens, of each ROI's (roi), or their correlations between ROIs (connectivity).
     level: str = "pooled"
     readouts: tuple[str, ...] = ()  # rows for these readouts too, from the same pass
-    metric: str | None = None  # selects on validation, compared with FC; unset: by task type
+    metric: str | None = None  # chooses settings and is compared; unset: by task type
     n_exchanges: Count = 1999  # of the paired permutation test; all, if there are no more
     # In the loss of every head and of fine-tuning, and in the votes of nearest neighbours: none, as
     # published, or balanced, by which rare classes count as much as common ones.
@@ -223,10 +223,11 @@ class AttentiveProbeConfig:
 
 @dataclass
 class HeadsConfig:
-    """scikit-learn heads on pooled features: grids and how a value is picked from them."""
+    """scikit-learn heads on feature tables: grids and how a value is picked from them."""
 
-    selection: Literal["cv", "valid"] = "cv"  # inner cross-validation on train, or validation
-    folds: Annotated[int, at_least(2)] = 5
+    # Of settings: by inner cross-validation over the training people, or on the validation people.
+    selection: Literal["cv", "valid"] = "cv"
+    folds: Annotated[int, at_least(2)] = 5  # selection: cv
     C: Grid = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
     alpha: Grid = (1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
     n_neighbors: Annotated[tuple[Count, ...], NOT_EMPTY] = (20, 10, 5, 3, 1)
@@ -271,7 +272,7 @@ class DownstreamConfig:
 
     @property
     def metric(self) -> str:
-        """The metric that selects on validation and is compared with the FC baseline."""
+        """The metric that chooses settings and is compared between rows."""
         default = "mse" if self.data.type == "regression" else "balanced_accuracy"
         return self.evaluation.metric or default
 
