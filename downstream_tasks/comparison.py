@@ -133,7 +133,7 @@ def confound_rows(
 
 def plain_head(config: DownstreamConfig) -> str:
     """The head that others report for frozen features."""
-    return "logistic" if config.data.type == "classification" else "ridge"
+    return {"classification": "logistic", "survival": "cox"}.get(config.data.type, "ridge")
 
 
 def frozen_row(representations: Representations, problems: Sequence[Problem]) -> FittedMethod:
@@ -150,12 +150,16 @@ def frozen_row(representations: Representations, problems: Sequence[Problem]) ->
 def no_features_row(
     cohort: Cohort, problems: Sequence[Problem], name: str = "majority"
 ) -> FittedMethod:
-    """What one gets without looking at the brain: class frequencies, or the mean target."""
+    """What one gets without looking at the brain: class frequencies, the mean target, or
+    one risk for everyone.
+    """
     entry = REGISTRY[name]
     results = []
     for problem in problems:
         y_train, n = problem.target.y[problem.split.train], len(cohort.y)
+        if cohort.survival:
+            y_train = np.zeros_like(y_train)  # no one is at a higher risk than another
         results.append(HeadResult(entry.function(y_train, problem.target.n_classes, n), {}))
     events = bool((cohort.examples["start"] >= 0).any())
-    title = entry.title_of(events, not cohort.is_classification)
+    title = entry.title_of(events, cohort.type)
     return FittedMethod(title, "none", entry.kind, results, name)

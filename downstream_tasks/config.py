@@ -38,7 +38,7 @@ TrainSize = Annotated[
 BelowOne = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
 
 Protocol = Literal[
-    "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "knn", "fingerprint"
+    "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "cox", "knn", "fingerprint"
 ]
 
 
@@ -50,7 +50,8 @@ class DataConfig:
     target: str = ""  # column of participants.tsv, or of events.tsv for unit: event
     target_unit: str = ""  # of a number, for figures: years
     beside: tuple[str, ...] = ()  # the other targets of a run of several (studies/targets.py)
-    type: Literal["classification", "regression"] = "classification"
+    # survival: the risk of an event that not everyone was seen to have (data.time, data.event)
+    type: Literal["classification", "regression", "survival"] = "classification"
     classes: Labels = ()  # labels in class order, the second is "positive"; empty: sorted
     time: str = ""  # column: from the scan to the event, or to the last visit without it
     event: str = ""  # column: whether the event was seen, 1 or 0
@@ -229,6 +230,7 @@ class HeadsConfig:
     selection: Literal["cv", "valid"] = "cv"
     folds: Annotated[int, at_least(2)] = 5  # selection: cv
     C: Grid = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
+    cox_alpha: Grid = (1e5, 1e4, 1e3, 1e2, 10.0, 1.0)  # Cox: beside a sum over events
     alpha: Grid = (1e8, 1e7, 1e6, 1e5, 1e4, 1e3, 1e2, 10.0, 1.0)
     n_neighbors: Annotated[tuple[Count, ...], NOT_EMPTY] = (20, 10, 5, 3, 1)
     max_components: Count = 2048  # wider features of larger cohorts are reduced to these
@@ -273,8 +275,8 @@ class DownstreamConfig:
     @property
     def metric(self) -> str:
         """The metric that chooses settings and is compared between rows."""
-        default = "mse" if self.data.type == "regression" else "balanced_accuracy"
-        return self.evaluation.metric or default
+        default = {"regression": "mse", "survival": "c_index"}
+        return self.evaluation.metric or default.get(self.data.type, "balanced_accuracy")
 
     @property
     def seeds(self) -> range:

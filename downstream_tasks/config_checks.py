@@ -32,22 +32,31 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
 def _of_data(config: DownstreamConfig) -> Iterator[Relation]:
     """Target, classes, sampling in time."""
     data = config.data
-    needed_type = {"logistic": "classification", "ridge": "regression"}.get(config.protocol)
+    of_protocol = {"logistic": "classification", "ridge": "regression", "cox": "survival"}
+    needed_type = of_protocol.get(config.protocol)
     type_of_protocol = f"{needed_type} with protocol {config.protocol}"
     yield Relation(needed_type in (None, data.type), "data.type", type_of_protocol)
+    survival = data.type == "survival"
+    yield Relation(
+        config.protocol == "cox" or not survival,
+        "protocol",
+        "cox with data.type survival: no other head is fitted to people who were not seen to the "
+        "event (data.horizon makes classes of them)",
+    )
+    yield Relation(not (survival and data.classes), "data.classes", "empty with data.type survival")
     yield Relation(
         len({*map(str, data.classes)}) == len(data.classes), "data.classes", "each label once"
     )
     yield Relation(len(data.classes) != 1, "data.classes", "two labels or more")
-    fewest = 1 if data.type == "regression" else 2  # the release's regression scripts pass 1
+    fewest = 2 if data.type == "classification" else 1  # the release's regression scripts pass 1
     yield Relation(
         data.nb_classes is None or data.nb_classes >= fewest, "data.nb_classes", f">= {fewest}"
     )
     for key in ("time", "event"):
         yield Relation(
-            bool(getattr(data, key)) == (data.horizon is not None),
+            bool(getattr(data, key)) == (data.horizon is not None or survival),
             f"data.{key}",
-            "a column beside data.horizon, empty without it",
+            "a column with data.horizon or data.type survival, empty without",
         )
     two_classes = data.type == "classification" and len(data.classes) in (0, 2)
     yield Relation(
@@ -182,7 +191,7 @@ def _of_adjustment(config: DownstreamConfig) -> Iterator[Relation]:
         "data.harmonize",
         "unset with split.source site: the effect of a site that is left out cannot be learnt",
     )
-    frozen = ("linear_probe", "logistic", "ridge", "knn")
+    frozen = ("linear_probe", "logistic", "ridge", "cox", "knn")
     yield Relation(
         data.harmonize is None or config.protocol in frozen,
         "data.harmonize",

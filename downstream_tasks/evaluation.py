@@ -17,6 +17,7 @@ from downstream_tasks.cohort.runs import (
     split_notes,
     stored_splits,
 )
+from downstream_tasks.cohort.survival import event_notes
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.features.adjust import FeatureAdjustment
 from downstream_tasks.notes import qualify, training_people
@@ -128,6 +129,7 @@ def prepare(
     test_people = {person for run in runs for person in cohort.people[run.split.test]}
     _check_unseen(pretrained, test_people)
     seen = people_of_pretraining(pretrained, test_people)
+    of_events = event_notes(cohort, runs)
     problems = pose_problems(config, cohort, runs)
     adjustment = FeatureAdjustment(config.data, cohort)
     for problem in problems:
@@ -150,7 +152,7 @@ def prepare(
         clear_results(config.output_dir)
         save_splits(config.output_dir, cohort, runs)
     pretrained_on = None if seen is None else len(seen)
-    notes = (*notes, *split_notes(cohort, config.split, runs))
+    notes = (*notes, *split_notes(cohort, config.split, runs), *of_events)
     settings = settings | adjustment.settings()
     if cohort.disjoint not in ((), (FAMILY_KEY,)):
         settings["in one part together"] = f"people of one {' or '.join(cohort.disjoint)}"

@@ -1290,4 +1290,47 @@ ROWS = [
         "tests/test_imports.py::test_every_room_of_the_evaluation_imports_from_those_before_it_only",
         "rooms of the evaluation import one way",
     ),
+    # --- times to an event ------------------------------------------------------------------------
+    (
+        "downstream_tasks/scoring/survival.py",
+        "((time[i, None] == time) & ~happened)",
+        "(time[i, None] == time)",
+        "tests/downstream_tasks/scoring/test_survival.py::test_c_is_that_of_scikit_survival_with_ties_and_heavy_censoring",
+        "two events at one time are no pair",
+    ),
+    (
+        "downstream_tasks/scoring/survival.py",
+        "    first = np.flatnonzero(happened)",
+        "    first = np.arange(len(y))",
+        "tests/downstream_tasks/scoring/test_survival.py::test_c_is_that_of_scikit_survival_with_ties_and_heavy_censoring",
+        "who was lost to follow-up had nothing first",
+    ),
+    (
+        "downstream_tasks/scoring/intervals.py",
+        "holds[position[run.y > 0], 0] = True",
+        "holds[position, 0] = True",
+        "tests/downstream_tasks/scoring/test_survival.py::test_one_event_has_no_interval",
+        "what is known of a risk comes with events",
+    ),
+    (
+        "downstream_tasks/heads/cox.py",
+        "np.cumsum((events / total)[::-1])[::-1][risk_set]",
+        "np.cumsum(events / total)[risk_set]",
+        "tests/downstream_tasks/heads/test_cox.py::test_coefficients_are_those_of_scikit_survival",
+        "people are at risk up to their own time",
+    ),
+    (
+        "downstream_tasks/cohort/splits.py",
+        'strata = (table.groupby("group")["y"].max() > 0).astype(int)',
+        'strata = (table.groupby("group")["y"].max() > np.inf).astype(int)',
+        "tests/downstream_tasks/heads/test_cox.py::test_every_part_and_inner_fold_has_its_share_of_events",
+        "splits are stratified by the event",
+    ),
+    (
+        "downstream_tasks/cohort/horizon.py",
+        "signed_times(time, happened)})[time > 0]",
+        "signed_times(time, happened)})[time >= 0]",
+        "tests/downstream_tasks/cohort/test_horizon.py::test_times_to_an_event_by_hand",
+        "an event before the scan is none to predict",
+    ),
 ]

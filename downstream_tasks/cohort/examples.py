@@ -15,8 +15,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from downstream_tasks.cohort.families import FAMILY_KEY, family_columns
-from downstream_tasks.cohort.horizon import HORIZON_CLASSES, label_by_horizon
+from downstream_tasks.cohort.horizon import HORIZON_CLASSES, label_by_horizon, label_by_time
 from downstream_tasks.config import DataConfig
+from downstream_tasks.scoring.survival import times_and_events
 from src.datasets.clip_input import ClipInput
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError, nearest
@@ -41,7 +42,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class CohortSummary:
-    """Who is evaluated; ``class_counts`` and the target's statistics are over scored units."""
+    """Who is evaluated; ``class_counts`` and the target's statistics are over scored units.
+
+    ``median_time`` is that of the follow-up, with or without the event.
+    """
 
     n_people: int
     n_groups: int
@@ -51,6 +55,8 @@ class CohortSummary:
     class_counts: dict[str, int] | None = None
     target_mean: float | None = None
     target_sd: float | None = None
+    n_events: int | None = None
+    median_time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class Cohort:
         examples: one row per example: ``row`` (in participants.tsv), ``start`` (frame, -1 = the
             whole run), ``participant_id``, ``group`` (people who must stay together), ``split``,
             ``unit`` (number of the scored unit).
-        y: ``[n_examples]`` class numbers (int64) or the target in its own unit (float64).
-        classes: labels in class order; empty for regression.
+        y: ``[n_examples]`` class numbers (int64), the target in its own unit (float64), or signed
+            times to an event (``scoring.survival``).
+        classes: labels in class order; empty for regression and survival.
         units: one row per scored unit: its name columns (participant_id, session, run, onset).
         dropped: reason -> names of what was left out.
         table: one row per example, all columns of participants.tsv (and of events.tsv).
         disjoint: its columns that keep people together.
+        survival: whether ``y`` are times to an event.
     """
 
     examples: pd.DataFrame
@@ -76,6 +84,7 @@ class Cohort:
     dropped: dict[str, list[str]] = field(default_factory=dict)
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     disjoint: tuple[str, ...] = ()
+    survival: bool = False
 
     @property
     def dropped_summary(self) -> dict[str, Dropped]:
@@ -85,6 +94,13 @@ class Cohort:
     @property
     def is_classification(self) -> bool:
         return bool(self.classes)
+
+    @property
+    def type(self) -> str:
+        """``data.type``."""
+        if self.survival:
+            return "survival"
+        return "classification" if self.is_classification else "regression"
 
     @property
     def people(self) -> np.ndarray:
@@ -141,6 +157,9 @@ class Cohort:
         if self.is_classification:
             counts = np.bincount(per_unit, minlength=len(self.classes)).tolist()
             about = {"class_counts": dict(zip(self.classes, counts, strict=True))}
+        elif self.survival:
+            time, happened = times_and_events(per_unit)
+            about = {"n_events": int(happened.sum()), "median_time": float(np.median(time))}
         else:
             about = {"target_mean": float(per_unit.mean()), "target_sd": float(per_unit.std())}
         return CohortSummary(
@@ -193,6 +212,9 @@ def load_cohort(
     if config.horizon is not None:
         table, lost = label_by_horizon(table, config, where)
         config, dropped = replace(config, classes=config.classes or HORIZON_CLASSES), dropped | lost
+    if config.type == "survival":
+        table, lost = label_by_time(table, config, where)
+        dropped |= lost
     if config.target not in table:
         raise UserError(
             f"{where} has no target column '{config.target}'."
@@ -232,7 +254,8 @@ def load_cohort(
         group=disjoint_groups(table, disjoint), unit=units
     )
     together = tuple(key for key in disjoint if key in table)
-    return Cohort(examples, y, classes, unit_frame, dropped, table, together)
+    survival = config.type == "survival"
+    return Cohort(examples, y, classes, unit_frame, dropped, table, together, survival)
 
 
 def class_label(value: object) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.splits import Split, run_name
+from downstream_tasks.cohort.survival import check_training_events
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics
@@ -20,13 +21,15 @@ class Target:
     Attributes:
         y: ``[n_examples]`` class numbers, or targets z-scored on training statistics.
         mean, scale: of the training people, in the target's unit (0 and 1 for classes).
-        n_classes: 0 for regression.
+        n_classes: 0 for regression and survival.
+        survival: ``y`` are signed times to an event (``scoring.survival``).
     """
 
     y: np.ndarray
     mean: float = 0.0
     scale: float = 1.0
     n_classes: int = 0
+    survival: bool = False
 
     def normalise(self, y: np.ndarray) -> np.ndarray:
         """Targets in their own unit as heads see them; class numbers as they are."""
@@ -63,7 +66,7 @@ class Problem:
 
 
 def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
-    """Class numbers, or the target z-scored on the training units (method 7)."""
+    """Class numbers, signed times, or the target z-scored on the training units (method 7)."""
     if cohort.is_classification:
         counts = np.bincount(cohort.y[split.train], minlength=len(cohort.classes))
         if not counts.all():
@@ -72,6 +75,9 @@ def make_target(cohort: Cohort, split: Split, normalise: bool = True) -> Target:
                 "draw another split (split.source: random, or another split.seed)."
             )
         return Target(cohort.y, n_classes=len(cohort.classes))
+    if cohort.survival:
+        check_training_events(cohort, split)
+        return Target(cohort.y, survival=True)
     if not normalise:
         return Target(cohort.y)
     _, _, y = cohort.unit_mean(np.zeros(len(split.train)), split.train)
@@ -106,7 +112,8 @@ def class_weights(y_train: np.ndarray, n_classes: int) -> np.ndarray:
 def validation_score(scores: np.ndarray, examples: np.ndarray, problem: Problem) -> float:
     """The problem's metric over the units of ``examples`` (which may repeat); NaN becomes worst."""
     _, pooled, y = problem.cohort.unit_mean(scores, examples)
-    run = ScoredRun(problem.target.normalise(y), pooled, np.arange(len(y)))
+    target = problem.target
+    run = ScoredRun(target.normalise(y), pooled, np.arange(len(y)), survival=target.survival)
     value = float(weighted_metrics(run, np.ones((1, len(y))))[problem.metric][0])
     if np.isnan(value):
         return np.inf if problem.metric in LOWER_IS_BETTER else -np.inf

@@ -157,12 +157,15 @@ def inner_folds(
     if cohort.is_classification:
         per_class = [len(set(names[y == c])) for c in np.unique(y)]
         possible = min(n_folds, *per_class)
+    elif cohort.survival:  # without an event in it a fold says nothing of a setting
+        possible = min(n_folds, len(set(names[y > 0])))
     else:
         possible = min(n_folds, len(set(names)))
     if possible < 2:
         raise UserError(
             f"{len(set(names))} training people are too few for inner cross-validation: each class "
-            "needs two. Choose hyper-parameters on the validation split: heads.selection=valid."
+            "needs two, and so does an event. Choose hyper-parameters on the validation split: "
+            "heads.selection=valid."
         )
     if possible < n_folds:
         logger.warning("inner cross-validation with %d folds, not %d", possible, n_folds)
@@ -184,10 +187,15 @@ def group_names(cohort: Cohort) -> np.ndarray:
 def group_table(
     cohort: Cohort, examples: np.ndarray, n_folds: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted group names and the stratum of each: its commonest class, or its quantile bin."""
+    """Sorted group names and the stratum of each: its commonest class, or its quantile bin.
+
+    Of times to an event it is whether anyone of the group had it.
+    """
     table = pd.DataFrame({"group": group_names(cohort)[examples], "y": cohort.y[examples]})
     if cohort.is_classification:
         strata = table.groupby("group")["y"].agg(lambda y: y.mode().iloc[0])
+    elif cohort.survival:
+        strata = (table.groupby("group")["y"].max() > 0).astype(int)
     else:
         mean = table.groupby("group")["y"].mean()
         bins = max(1, min(_MAX_BINS, len(mean) // (2 * n_folds)))

@@ -41,7 +41,8 @@ class Representation:
               encoder is shown in their place. ``None`` shows them as they are. The function of a
               readout is given tokens ``[B, R, P, D]`` instead and returns what is kept of them.
         event_title: of the row where examples are events, if it differs.
-        regression_title: of the row where the target is a number, if it differs.
+        regression_title, survival_title: of the row where the target is a number, or a time to an
+            event, if it differs.
         plain_head: it has a row with logistic or ridge regression whatever the protocol's head is,
             as others report it (Brainmarks).
         fitted: ``function`` is given the training series (a sequence, each read when asked for) and
@@ -57,6 +58,7 @@ class Representation:
     function: Callable[..., Any] | None = None
     event_title: str | None = None
     regression_title: str | None = None
+    survival_title: str | None = None
     plain_head: bool = False
     fitted: bool = False
     by_patch: bool = False
@@ -67,11 +69,12 @@ class Representation:
         """Whether it is the encoder, but with other weights or on other clips than the model."""
         return self.reads == "encoder" and self.kind in ("baseline", "control")
 
-    def title_of(self, events: bool, regression: bool) -> str:
-        """Title of the row where examples are events, or the target is a number."""
+    def title_of(self, events: bool, target_type: str) -> str:
+        """Title of the row where examples are events, and by ``data.type``."""
         if events and self.event_title:
             return self.event_title
-        return (regression and self.regression_title) or self.title
+        titles = {"regression": self.regression_title, "survival": self.survival_title}
+        return titles.get(target_type) or self.title
 
 
 REGISTRY: dict[str, Representation] = {
@@ -102,6 +105,7 @@ REGISTRY: dict[str, Representation] = {
             "nothing",
             baselines.training_prior,
             regression_title="Mean of the training people",
+            survival_title="Same risk for everyone",
         ),
         # FC keeps its name with events: rows are compared with it.
         Representation(

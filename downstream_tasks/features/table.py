@@ -76,8 +76,7 @@ class Representations:
 
     def title(self, name: str, added: str = "") -> str:
         """Name of the row of a baseline, or of a baseline and what is ``added`` to it."""
-        regression = not self.cohort.is_classification
-        title = REGISTRY[name].title_of(self.has_events, regression)
+        title = REGISTRY[name].title_of(self.has_events, self.cohort.type)
         title += f" + {added}" if added else ""
         return f"{title}, confounds removed" if self.confounds_removed else title
 

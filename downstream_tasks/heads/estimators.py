@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from downstream_tasks.cohort.problem import Problem, validation_score
 from downstream_tasks.cohort.splits import inner_folds
 from downstream_tasks.config import HeadsConfig
+from downstream_tasks.heads.cox import RidgeCox
 from downstream_tasks.heads.result import HeadResult, LinearMap, edge_notes
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 
@@ -36,7 +37,7 @@ def fit_head(
     *,
     standardise: bool = True,
 ) -> HeadResult:
-    """Fit ``logistic``, ``ridge`` or ``knn`` on ``features`` ``[n_examples, F]``.
+    """Fit ``logistic``, ``ridge``, ``cox`` or ``knn`` on ``features`` ``[n_examples, F]``.
 
     Weights are fitted on the training people, whatever the head. With ``selection: cv`` so is the
     setting, and the validation people are not used at all; ``selection: valid``, the probes and
@@ -101,7 +102,9 @@ def _score_settings(
             unfinished += not _fit(one, x[fit], y[fit])
             predicted = _predict(one, x[held_out], problem.target.n_classes)
             scores[i, k] = validation_score(predicted, examples[held_out], problem)
-    return scores.mean(axis=1), unfinished
+    # A fold whose people the metric is not defined for (no event, one class) says nothing.
+    defined = np.isfinite(scores).any(axis=0)
+    return scores[:, defined if defined.any() else slice(None)].mean(axis=1), unfinished
 
 
 def _fit(estimator: BaseEstimator, x: np.ndarray, y: np.ndarray) -> bool:
@@ -150,6 +153,8 @@ def _estimator(
         return estimator, "C", sorted(config.C)
     if kind == "ridge":
         return Ridge(), "alpha", sorted(config.alpha, reverse=True)
+    if kind == "cox":
+        return RidgeCox(), "alpha", sorted(config.cox_alpha, reverse=True)
     neighbours: BaseEstimator = KNeighborsRegressor(metric="cosine")
     if problem.target.n_classes:
         neighbours = WeightedNeighbours(metric="cosine", balanced=problem.balanced)

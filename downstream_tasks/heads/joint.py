@@ -23,7 +23,7 @@ _CHUNK = 1024  # examples
 def fit_joint(
     kind: str, base: np.ndarray, added: np.ndarray, problem: Problem, config: HeadsConfig
 ) -> HeadResult:
-    """Logistic or ridge regression on ``base`` ``[n, F]`` and ``added`` ``[n, G]`` together.
+    """Logistic, ridge or Cox regression on ``base`` ``[n, F]`` and ``added`` ``[n, G]`` together.
 
     Each block is standardised and has the same total variance, whatever its width, times a share:
     100,000 connections do not drown 768 features, nor 768 noisy features a connectome. Share and

@@ -20,6 +20,7 @@ METRIC_TITLES = {
     "spearman": "Spearman r",
     "mse_raw": "MSE",
     "mae_raw": "MAE",
+    "c_index": "Harrell's C",
     "identification": "Identified",
     "forward": "Forward",
     "backward": "Backward",

@@ -18,6 +18,7 @@ from downstream_tasks.report.results import MethodResult, Results
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
 from downstream_tasks.scoring.paired import PairedComparison, compare, verdict
+from downstream_tasks.scoring.survival import signed_times
 from downstream_tasks.scoring.weighted import ScoredRun
 
 PREDICTIONS_FILE = "predictions.tsv"
@@ -151,7 +152,8 @@ def _compare(
             f"other test people ({len(people[0])} and {len(people[1])}, {shared} in both, not the "
             "same in every run); evaluate both on one split by split.file"
         )
-    if not _same(first[["target"]], second[["target"]]):
+    truth = ["time", "event"] if a.type == "survival" else ["target"]
+    if not _same(first[truth], second[truth]):
         return None, "the same test people have other targets"
     scored = [_scored_runs(table, a) for table in (first, second)]
     scored_as = "accuracy" if a.type == "fingerprint" else metric
@@ -189,6 +191,9 @@ def _scored_runs(table: pd.DataFrame, results: Results) -> list[ScoredRun]:
             y = np.array([results.classes.index(label) for label in labels])
             scores = part[[f"p_{label}" for label in results.classes]].to_numpy(float)
             runs.append(ScoredRun(y, scores, clusters))
+        elif results.type == "survival":
+            y = signed_times(part["time"].to_numpy(float), part["event"] == 1)
+            runs.append(ScoredRun(y, part["risk"].to_numpy(float), clusters, survival=True))
         else:
             y, scores = (part[name].to_numpy(float) for name in ("target", "predicted"))
             runs.append(ScoredRun(y, scores, clusters))

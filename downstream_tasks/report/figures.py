@@ -14,6 +14,7 @@ from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.report.comparisons import UNTRAINED, best_baseline
 from downstream_tasks.report.forest import draw_forest, forest_height, shortened
+from downstream_tasks.report.kaplan_meier import draw_risk_halves
 from downstream_tasks.report.reliability import draw_reliability
 from downstream_tasks.report.results import Results
 from downstream_tasks.scoring.calibration import reliability_curve
@@ -54,7 +55,17 @@ def draw_results(
         _draw_confusion(next(axes), cohort, problems, model)
         _draw_reliability(next(axes), cohort, problems, methods)
     for method in scattered:
-        _draw_scatter(next(axes), results, cohort, problems, method)
+        if cohort.survival:
+            once = [p.seed == problems[0].seed for p in problems]  # folds of one repeat
+            tested = [
+                _test_units(cohort, problem, result)
+                for problem, result, kept in zip(problems, method.results, once, strict=True)
+                if kept
+            ]
+            label = shortened(f"{method.name}, {method.head}", 2 * _LEGEND_WIDTH)
+            draw_risk_halves(next(axes), tested, label, results.target_unit)
+        else:
+            _draw_scatter(next(axes), results, cohort, problems, method)
     if curves:
         _draw_learning_curve(next(axes), curves)
     _save(figure, folder)

@@ -99,6 +99,9 @@ def _describe_data(results: Results) -> str:
     who = f"{cohort.n_people} people, {cohort.n_units} scored {results.unit}s"
     if cohort.class_counts is not None:
         who += " (" + ", ".join(f"{k} {n}" for k, n in cohort.class_counts.items()) + ")"
+    elif cohort.n_events is not None:
+        of_median = f"median follow-up {cohort.median_time:.4g} {results.target_unit}".rstrip()
+        who += f" ({results.target}: {cohort.n_events} had the event; {of_median})"
     elif cohort.target_mean is not None:
         who += f" ({results.target}: mean {cohort.target_mean:.4g}, SD {cohort.target_sd:.4g})"
     text = [who + "."]

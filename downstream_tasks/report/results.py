@@ -202,7 +202,7 @@ class Results:
 
     task: str
     protocol: str
-    type: Literal["classification", "regression", "fingerprint"]
+    type: Literal["classification", "regression", "survival", "fingerprint"]
     target: str
     unit: str
     metrics: tuple[str, ...]

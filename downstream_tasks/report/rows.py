@@ -19,6 +19,7 @@ from downstream_tasks.scoring.metrics import (
     confusion_matrix,
     mean_sd,
     regression_metrics,
+    survival_metrics,
 )
 from downstream_tasks.scoring.weighted import ScoredRun
 
@@ -131,10 +132,13 @@ def _notes(results: Sequence[HeadResult]) -> tuple[str, ...]:
 def _score(cohort: Cohort, problem: Problem, result: HeadResult) -> ScoredRun:
     test, target = problem.split.test, problem.target
     units, scores, y = cohort.unit_mean(result.scores[test], test)
-    return ScoredRun(target.normalise(y), scores, cohort.unit_groups[units], target.scale)
+    clusters = cohort.unit_groups[units]
+    return ScoredRun(target.normalise(y), scores, clusters, target.scale, target.survival)
 
 
 def _metrics(cohort: Cohort, run: ScoredRun) -> dict[str, float]:
     if cohort.is_classification:
         return classification_metrics(run.y, run.scores)
+    if cohort.survival:
+        return survival_metrics(run.y, run.scores)
     return regression_metrics(run.y, run.scores, run.scale)

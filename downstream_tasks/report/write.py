@@ -33,6 +33,7 @@ from downstream_tasks.report.results import (
 )
 from downstream_tasks.report.rows import score_rows, split_sizes
 from downstream_tasks.scoring.metrics import metric_names
+from downstream_tasks.scoring.survival import times_and_events
 from src.utils.files import replacing, write_text
 from src.utils.logging import TensorBoard, git_revision
 
@@ -92,6 +93,8 @@ def write_report(
 
 def _settings(config: DownstreamConfig) -> dict[str, str]:
     """What the config says of every row alike."""
+    if config.data.type == "survival":
+        return {"outcome": f"{config.data.time} to {config.data.event}, or to the last visit"}
     if config.data.type != "classification":
         return {}
     said = {"none": "none, as published", "balanced": "balanced"}
@@ -149,6 +152,10 @@ def predictions_table(
                 part["target"], part["predicted"] = names[y], names[scores.argmax(axis=1)]
                 for label, column in zip(cohort.classes, scores.T, strict=True):
                     part[f"p_{label}"] = column
+            elif cohort.survival:
+                part["time"], part["event"] = times_and_events(y)
+                part["event"] = part["event"].astype(int)
+                part["risk"] = scores  # log of the hazard, against that of a mean person
             else:
                 part["target"], part["predicted"] = y, scores * target.scale + target.mean
             parts.append(part)

@@ -21,7 +21,15 @@ from downstream_tasks.scoring.metrics import resampled_standard_error
 from downstream_tasks.scoring.weighted import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 
 LEVEL = 0.95
-SHARES = ("accuracy", "balanced_accuracy", "f1_macro", "f1", "auroc", "average_precision")
+SHARES = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "f1",
+    "auroc",
+    "average_precision",
+    "c_index",
+)
 PER_UNIT = ("accuracy", "brier")  # a mean over units, whatever their class
 CORRELATIONS = ("pearson", "spearman")
 # The calibration error of a sample is above that of the population by more than its own spread: an
@@ -43,7 +51,8 @@ class Jackknife:
         influence: of each metric, ``[groups]``; the sum of squares is the squared standard error.
         stratum: ``[groups]`` numbers; groups of one stratum hold the same classes.
         n_clusters: how many there are.
-        clusters_of_class, units_of_class: ``[classes that occur]``; one entry for regression.
+        clusters_of_class, units_of_class: ``[classes that occur]``; one entry for regression, and
+            one of those with the event for survival, without whom there is no pair.
     """
 
     estimate: dict[str, float]
@@ -214,6 +223,8 @@ def leave_out_clusters(runs: Sequence[ScoredRun]) -> Jackknife:
 
 
 def _units_of_class(run: ScoredRun) -> np.ndarray:
+    if run.survival:
+        return np.array([(run.y > 0).sum()])
     counts = np.bincount(run.y) if run.scores.ndim == 2 else np.array([len(run.y)])
     return counts[counts > 0]
 
@@ -222,6 +233,11 @@ def _classes_of_clusters(
     runs: Sequence[ScoredRun], positions: Sequence[np.ndarray], n_clusters: int
 ) -> np.ndarray:
     """Which clusters have units of which class, ``[clusters, classes that occur]``."""
+    if runs[0].survival:
+        holds = np.zeros((n_clusters, 1), dtype=bool)
+        for run, position in zip(runs, positions, strict=True):
+            holds[position[run.y > 0], 0] = True
+        return holds
     if runs[0].scores.ndim == 1:
         return np.ones((n_clusters, 1), dtype=bool)
     holds = np.zeros((n_clusters, runs[0].scores.shape[1]), dtype=bool)

@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn import metrics as skm
 
 from downstream_tasks.scoring.calibration import CALIBRATION_METRICS, calibration_metrics
+from downstream_tasks.scoring.survival import SURVIVAL_METRICS, weighted_concordance
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ def metric_names(task_type: str, n_classes: int = 2) -> tuple[str, ...]:
     """Metrics reported for a task: ``f1`` exists for two classes only."""
     if task_type == "regression":
         return REGRESSION_METRICS
+    if task_type == "survival":
+        return SURVIVAL_METRICS
     return tuple(m for m in CLASSIFICATION_METRICS if m != "f1" or n_classes == 2)
 
 
@@ -121,6 +124,14 @@ def regression_metrics(y: np.ndarray, predicted: np.ndarray, scale: float) -> di
     else:
         result |= {"pearson": np.nan, "spearman": np.nan}
     return {name: float(result[name]) for name in REGRESSION_METRICS}
+
+
+def survival_metrics(y: np.ndarray, risk: np.ndarray) -> dict[str, float]:
+    """Harrell's C of ``risk`` ``[n]`` against signed times ``y`` ``[n]`` (``scoring.survival``)."""
+    if not (y > 0).any():
+        logger.warning("concordance is undefined: none of these %d people had the event", len(y))
+        return {"c_index": np.nan}
+    return {"c_index": float(weighted_concordance(y, risk, np.ones((1, len(y))))[0])}
 
 
 def mean_sd(runs: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:

@@ -10,7 +10,7 @@ New people for every run: interval and p are both the corrected resampled t-test
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ from downstream_tasks.scoring.metrics import corrected_resampled_ttest, resample
 from downstream_tasks.scoring.weighted import CHUNK_ELEMENTS, ScoredRun, weighted_metrics
 
 N_EXCHANGES = 1999
-_RANKING = ("auroc", "average_precision", "spearman")
+_RANKING = ("auroc", "average_precision", "spearman", "c_index")
 _TIE = 1e-9  # differences closer than this are the same number, summed in another order
 
 Verdict = Literal["above", "below", "not told apart", "borderline", "no interval"]
@@ -169,7 +169,8 @@ def _joined(a: ScoredRun, b: ScoredRun, metric: str) -> ScoredRun:
         scores = [stats.rankdata(each, axis=0) for each in scores]
     elif metric in CORRELATIONS:
         scores = [(each - each.mean()) / (each.std() or 1.0) for each in scores]
-    return ScoredRun(np.tile(a.y, 2), np.concatenate(scores), np.tile(a.clusters, 2), a.scale)
+    y, clusters = np.tile(a.y, 2), np.tile(a.clusters, 2)
+    return replace(a, y=y, scores=np.concatenate(scores), clusters=clusters)
 
 
 def _difference(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from downstream_tasks.scoring.calibration import CALIBRATION_METRICS, weighted_calibration
+from downstream_tasks.scoring.survival import weighted_concordance
 
 CHUNK_ELEMENTS = 2_000_000  # weights held at once; keeps memory at some tens of megabytes
 
@@ -21,13 +22,15 @@ class ScoredRun:
 
     ``y`` ``[n]`` class numbers or z-scored targets; ``scores`` ``[n, C]`` probabilities or ``[n]``
     z-scored predictions; ``clusters`` ``[n]`` what each was sampled with (person, family or site);
-    ``scale`` the target's training SD.
+    ``scale`` the target's training SD. With ``survival``, ``y`` are signed times
+    (``scoring.survival``) and ``scores`` risks ``[n]``.
     """
 
     y: np.ndarray
     scores: np.ndarray
     clusters: np.ndarray
     scale: float = 1.0
+    survival: bool = False
 
 
 def weighted_metrics(
@@ -38,6 +41,8 @@ def weighted_metrics(
     With ``names``, what these do not need and costs much (rankings) is left out.
     """
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is the NaN we mean
+        if run.survival:
+            return {"c_index": weighted_concordance(run.y, run.scores, weights)}
         if run.scores.ndim == 2:
             return _weighted_classification(run.y, run.scores, weights, names)
         return _weighted_regression(run.y, run.scores, run.scale, weights, names)

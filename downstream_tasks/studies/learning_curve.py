@@ -139,7 +139,8 @@ def write_table(folder: Path, table: pd.DataFrame) -> None:
 
 def _number_of_people(size: float, everyone: int, cohort: Cohort) -> int:
     wanted = size if size > 1 else round(size * everyone)
-    fewest = _PER_CLASS * len(cohort.classes) or _FEWEST
+    n_strata = 2 if cohort.survival else len(cohort.classes)
+    fewest = _PER_CLASS * n_strata or _FEWEST
     if not fewest <= wanted <= everyone:
         raise UserError(
             f"evaluation.train_sizes: {size:g} is {wanted} of {everyone} training people; allowed: "
@@ -155,6 +156,6 @@ def _stratified_order(cohort: Cohort, train: np.ndarray, rng: np.random.Generato
     for stratum in np.unique(strata):
         members = rng.permutation(np.flatnonzero(strata == stratum))
         key[members] = (np.arange(len(members)) + rng.random()) / len(members)
-        if cohort.is_classification:
+        if cohort.is_classification or cohort.survival:
             key[members[:_PER_CLASS]] -= 1  # before all others
     return groups[np.argsort(key)]

@@ -90,7 +90,7 @@ def test_a_name_that_is_no_task():
         ({"data": {"classes": ["a", "a"]}}, "each label once"),
         ({"data": {"nb_classes": 1}}, "nb_classes is 1; allowed: >= 2"),
         ({"data": {"horizon": 365.0, "time": "days"}}, "data.event is ''; allowed: a column"),
-        ({"data": {"time": "days"}}, "data.time is 'days'; allowed: .* empty without it"),
+        ({"data": {"time": "days"}}, "data.time is 'days'; allowed: .* empty without"),
         (
             {"data": {"horizon": 1.0, "time": "t", "event": "e", "classes": ["a", "b", "c"]}},
             "data.horizon is 1.0; allowed: unset but for two data.classes",

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from downstream_tasks.cohort.horizon import label_by_horizon
+from downstream_tasks.cohort.horizon import label_by_horizon, label_by_time
 from downstream_tasks.config import DataConfig
 from src.utils.errors import UserError
 
@@ -60,3 +60,24 @@ def test_events_as_tables_spell_them(values):
 def test_mistakes_name_the_column_and_the_person(changes, columns, message):
     with pytest.raises(UserError, match=message):
         label_by_horizon(TABLE.assign(**columns), DataConfig(**(KEYS | changes)), "t")
+
+
+def test_times_to_an_event_by_hand():
+    config = DataConfig(type="survival", target="conversion", time="days", event="converted")
+    zero = TABLE.iloc[[6]].assign(participant_id="unseen", converted=0)
+    table, dropped = label_by_time(pd.concat([TABLE, zero]), config, "t")
+    assert dict(zip(table["participant_id"], table["conversion"], strict=True)) == {
+        "early": 100,
+        "at": 365,
+        "late": 366,
+        "stable": -900,  # seen without it for so long
+        "just": -365,
+        "lost": -364,
+    }
+    assert {reason: names for reason, names in dropped.items() if names} == {
+        "no value of days or converted": ["unknown"],
+        "the event was before the scan": ["before"],
+        "not seen after the scan": ["unseen"],
+    }
+    with pytest.raises(UserError, match="0 people had the event after the scan"):
+        label_by_time(TABLE.assign(converted=0), config, "t")
