@@ -1309,7 +1309,7 @@ ROWS = [
         "downstream_tasks/scoring/intervals.py",
         "holds[position[run.y > 0], 0] = True",
         "holds[position, 0] = True",
-        "tests/downstream_tasks/scoring/test_survival.py::test_one_event_has_no_interval",
+        "tests/downstream_tasks/scoring/test_survival.py::test_the_jackknife_is_that_of_leaving_each_person_out",
         "what is known of a risk comes with events",
     ),
     (
