@@ -147,7 +147,7 @@ def _with_possible_brier(bounds: dict[str, Bounds], runs: Sequence[ScoredRun]) -
         return bounds
     worst = 1.0 if runs[0].scores.shape[1] == 2 else 2.0
     low, high = bounds["brier"]
-    return bounds | {"brier": (low, float(np.minimum(high, worst)))}
+    return bounds | {"brier": (low, worst)} if high > worst else bounds
 
 
 def interval_of(

@@ -131,7 +131,7 @@ def test_another_input_than_in_pretraining_is_said(make_config, caplog):
     assert set(notes) <= set(caplog.messages)
     text = notes[0]
     assert "data.normalization is none, the checkpoint's is zscore_roi" in text
-    assert "{'stride': 3}, the checkpoint's is {'stride': 1}" in text
+    assert "stride 3, the checkpoint's is stride 1" in text
 
 
 def test_clips_unlike_those_of_training_are_said(make_config, files, tmp_path, caplog):
