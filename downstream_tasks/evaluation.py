@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +21,11 @@ from downstream_tasks.cohort.runs import (
 from downstream_tasks.cohort.survival import event_notes
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.features.adjust import FeatureAdjustment
+from downstream_tasks.heads.result import FittedMethod
 from downstream_tasks.notes import qualify, training_people
 from downstream_tasks.report.folder import clear_results
-from downstream_tasks.report.results import CheckpointInfo
+from downstream_tasks.report.results import CheckpointInfo, CurvePoint, PermutationTest, Results
+from downstream_tasks.report.write import write_report
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import main_metric_names
 from src.datasets.folder import DataFolder
@@ -57,6 +60,28 @@ class Evaluation:
     def design(self) -> Design:
         """What the runs are to each other."""
         return study_design(self.problems)
+
+    def report(
+        self,
+        methods: Sequence[FittedMethod],
+        folder: Path | None = None,
+        *,
+        permutations: Sequence[PermutationTest] = (),
+        curve: Sequence[CurvePoint] = (),
+    ) -> Results:
+        """Score ``methods`` and write them to ``folder``, by default that of the task."""
+        return write_report(
+            folder or self.config.output_dir,
+            self.config,
+            self.cohort,
+            self.problems,
+            methods,
+            describe_checkpoint(self.config, self.pretrained, self.pretrained_on),
+            notes=self.notes,
+            settings=self.settings,
+            permutations=permutations,
+            curve=curve,
+        )
 
 
 def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:

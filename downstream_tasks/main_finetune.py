@@ -24,7 +24,7 @@ from downstream_tasks.comparison import FitEncoded, baseline_rows, confound_rows
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.engine_finetune import control_of, fine_tune, score_test, steps_to_take
 from downstream_tasks.evaluation import (
-    describe_checkpoint,
+    Evaluation,
     load_model,
     load_people,
     people_of_pretraining,
@@ -44,7 +44,6 @@ from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.notes import qualify
 from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results
-from downstream_tasks.report.write import write_report
 from src.datasets.folder import DataFolder
 from src.pretrained.encoder import Pretrained
 from src.pretrained.load import load_pretrained
@@ -98,17 +97,7 @@ def run(
         evaluation.problems,
         lambda name, problem: _read_result(state_folder(config, problem.name, name)),
     )
-    checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
-    return write_report(
-        config.output_dir,
-        config,
-        evaluation.cohort,
-        evaluation.problems,
-        rows,
-        checkpoint,
-        notes=evaluation.notes,
-        settings=evaluation.settings,
-    )
+    return evaluation.report(rows)
 
 
 def train_all(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
@@ -225,16 +214,9 @@ def _report_stored(
     seen = people_of_pretraining(model, test_people)
     notes, settings = qualify(config, model, folder, cohort, test_people, seen)
     clear_results(config.output_dir / "eval")
-    return write_report(
-        config.output_dir / "eval",
-        config,
-        cohort,
-        problems,
-        rows,
-        describe_checkpoint(config, model, None if seen is None else len(seen)),
-        notes=notes,
-        settings=settings,
-    )
+    pretrained_on = None if seen is None else len(seen)
+    evaluation = Evaluation(config, model, folder, cohort, problems, pretrained_on, notes, settings)
+    return evaluation.report(rows, config.output_dir / "eval")
 
 
 def _with_rows(config: DownstreamConfig, baselines: tuple[str, ...]) -> DownstreamConfig:

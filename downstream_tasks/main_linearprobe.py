@@ -16,7 +16,7 @@ from downstream_tasks.comparison import (
     plain_head,
 )
 from downstream_tasks.config import DownstreamConfig
-from downstream_tasks.evaluation import Evaluation, describe_checkpoint, prepare
+from downstream_tasks.evaluation import Evaluation, prepare
 from downstream_tasks.features.registry import MODEL_NAME
 from downstream_tasks.features.table import Representations
 from downstream_tasks.heads.estimators import fit_head
@@ -25,7 +25,6 @@ from downstream_tasks.heads.result import FittedMethod, HeadResult
 from downstream_tasks.heads.stored import describe_head, head_path, read_head, save_head
 from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import Results
-from downstream_tasks.report.write import write_report
 from downstream_tasks.studies.methods import Method
 from downstream_tasks.studies.run import check_studies, run_studies
 from src.utils.logging import setup_logging
@@ -52,7 +51,6 @@ def evaluate_frozen(
     """What :func:`run` does once everything is loaded and the splits are made."""
     config, cohort, problems = evaluation.config, evaluation.cohort, evaluation.problems
     head = head_name(config)
-    checkpoint = describe_checkpoint(config, evaluation.pretrained, evaluation.pretrained_on)
     if evaluate:
         results = [read_head(representations, problem) for problem in problems]
         rows = [
@@ -60,16 +58,7 @@ def evaluate_frozen(
             no_features_row(cohort, problems),
         ]
         clear_results(config.output_dir / "eval")
-        return write_report(
-            config.output_dir / "eval",
-            config,
-            cohort,
-            problems,
-            rows,
-            checkpoint,
-            notes=evaluation.notes,
-            settings=evaluation.settings,
-        )
+        return evaluation.report(rows, config.output_dir / "eval")
 
     check_studies(evaluation)
     results = list(map(encoded_fit(representations, "model"), problems))
@@ -92,18 +81,7 @@ def evaluate_frozen(
     )
     rows = [FittedMethod(MODEL_NAME, head, "model", results, "model"), *others, *corrected]
     studies = run_studies(config, problems, rows, *methods)
-    return write_report(
-        config.output_dir,
-        config,
-        cohort,
-        problems,
-        rows,
-        checkpoint,
-        notes=evaluation.notes,
-        settings=evaluation.settings,
-        permutations=studies.permutations,
-        curve=studies.curve,
-    )
+    return evaluation.report(rows, permutations=studies.permutations, curve=studies.curve)
 
 
 def study_methods(representations: Representations, head: str) -> tuple[list[Method], list[Method]]:

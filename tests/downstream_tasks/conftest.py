@@ -16,6 +16,8 @@ from src.config import config_from_dict
 from src.datasets.folder import DataFolder
 from src.datasets.folder.writer import FolderWriter
 from src.helper import init_model
+from src.models.downstream_vit import DownstreamViT
+from src.models.vision_transformer import VisionTransformer
 from src.pretrained.load import load_pretrained
 from src.utils.checkpoint import NETWORKS, load_checkpoint, network_state, save_checkpoint
 from tests.conftest import ROIS, make_data, tiny_config, train_here
@@ -155,6 +157,42 @@ def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 1
 
 CPU = torch.device("cpu")
 PEOPLE = 40
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Forty labelled people with a run each, and a checkpoint for them."""
+    folder = tmp_path_factory.mktemp("small")
+    data = labelled_folder(folder / "data")
+    return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips that went through any encoder."""
+    seen = []
+    forward = VisionTransformer.forward
+
+    def counting(self, x, masks=None):
+        seen.extend([0] * len(x))
+        return forward(self, x, masks)
+
+    monkeypatch.setattr(VisionTransformer, "forward", counting)
+    return seen
+
+
+@pytest.fixture
+def drop_rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Drop path rates of the blocks, each time that a network is put in training mode."""
+    rates = []
+    train = DownstreamViT.train
+
+    def recording(self, mode=True):
+        rates.append([getattr(block.drop_path1, "drop_prob", 0.0) for block in self.encoder.blocks])
+        return train(self, mode)
+
+    monkeypatch.setattr(DownstreamViT, "train", recording)
+    return rates
 
 
 class Rehearsal:

@@ -90,18 +90,10 @@ def test_adapters_and_head_alone_are_trained(network):
     assert len(scale) == len(trained)
 
 
-def test_drop_path_is_that_of_the_config(make_config, monkeypatch):
-    rates = []
-    real = DownstreamViT.train
-
-    def train(self, mode=True):
-        rates.append([getattr(block.drop_path1, "drop_prob", 0.0) for block in self.encoder.blocks])
-        return real(self, mode)
-
-    monkeypatch.setattr(DownstreamViT, "train", train)
+def test_drop_path_is_that_of_the_config(make_config, drop_rates):
     ft = LORA | {"epochs": 1, "drop_path": 0.3}
     main_finetune.run(make_config(fine_tune=ft, evaluation=PLAIN), [CPU])
-    assert rates[0] == [0.0, 0.3]
+    assert drop_rates[0] == [0.0, 0.3]
 
 
 def test_stored_files_are_plain_and_adapters_stand_beside_them(make_config, rehearsal):

@@ -21,14 +21,7 @@ from src.pretrained.hub import BrainJEPAHub
 from src.pretrained.load import load_pretrained
 from src.utils.errors import UserError
 from src.utils.person_ids import hash_ids
-from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("setup")
-    data = labelled_folder(folder / "data")
-    return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
+from tests.downstream_tasks.conftest import labelled_folder
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from downstream_tasks.main_fingerprint import Z_SCORED
 from downstream_tasks.report.checkpoints import compare_checkpoints
 from downstream_tasks.report.results import Results
 from src.datasets.folder.writer import FolderWriter
-from src.models.vision_transformer import VisionTransformer
 from src.utils.checkpoint import load_checkpoint, save_checkpoint
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
@@ -54,20 +53,6 @@ def config_of(files, out, protocol, **changes):
     for name, section in changes.items():
         sections[name] = sections.get(name, {}) | section
     return task_from_dict(sections, "test")
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Clips that went through any encoder."""
-    seen = []
-    forward = VisionTransformer.forward
-
-    def counting(self, x, masks=None):
-        seen.extend([0] * len(x))
-        return forward(self, x, masks)
-
-    monkeypatch.setattr(VisionTransformer, "forward", counting)
-    return seen
 
 
 def by_name(results):

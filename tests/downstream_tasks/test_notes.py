@@ -12,16 +12,8 @@ from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.report.folder import clear_results, written_files
 from downstream_tasks.report.results import Results
 from src.utils.errors import UserError
-from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notes")
-    data = labelled_folder(folder / "data")
-    return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
 
 
 @pytest.fixture

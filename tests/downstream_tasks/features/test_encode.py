@@ -31,19 +31,26 @@ def files(tmp_path_factory):
     return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
 
 
-@pytest.fixture
-def setting(files):
-    """Data configuration, checkpoint and cohort of the small folder."""
-    data, checkpoint = files
-    config = DataConfig(data_path=str(data), target="sex")
-    pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(
-        DataFolder(data),
+def cohort_of(config, pretrained):
+    """The labelled examples of the folder that ``config`` names."""
+    return load_cohort(
+        DataFolder(config.data_path),
         config,
         task_clip_input(config, pretrained),
         pretrained.encoder_spec.patch_size,
     )
-    return config, pretrained, cohort
+
+
+def setting_of(data, checkpoint):
+    """Data configuration, checkpoint and cohort of a small folder."""
+    config = DataConfig(data_path=str(data), target="sex")
+    pretrained = load_pretrained(checkpoint)
+    return config, pretrained, cohort_of(config, pretrained)
+
+
+@pytest.fixture
+def setting(files):
+    return setting_of(*files)
 
 
 def encode(pretrained, clips, folder, level="pooled", **options):
@@ -119,13 +126,7 @@ def test_events_have_one_clip_at_their_start(files, tmp_path):
         data_path=str(data), target="kind", unit="event", scored_patch=1, normalization="none"
     )
     pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(
-        DataFolder(data),
-        config,
-        task_clip_input(config, pretrained),
-        pretrained.encoder_spec.patch_size,
-    )
-    clips = ExampleClips(cohort, config, pretrained, clips=5)
+    clips = ExampleClips(cohort_of(config, pretrained), config, pretrained, clips=5)
     assert len(clips) == 2
     # (15 + 5) s / 2 s = frame 10, one patch of 4 frames into the clip.
     expected = DataFolder(data).series(1)[:, 6:22]
@@ -209,14 +210,7 @@ def test_whatever_features_depend_on_is_in_their_key(setting, tmp_path):
 def test_features_of_rewritten_data_are_not_found_again(files, tmp_path, monkeypatch):
     _, checkpoint = files
     data = labelled_folder(tmp_path / "data", people=4)
-    config = DataConfig(data_path=str(data), target="sex")
-    pretrained = load_pretrained(checkpoint)
-    cohort = load_cohort(
-        DataFolder(data),
-        config,
-        task_clip_input(config, pretrained),
-        pretrained.encoder_spec.patch_size,
-    )
+    config, pretrained, cohort = setting_of(data, checkpoint)
     encode(pretrained, ExampleClips(cohort, config, pretrained), tmp_path / "f")
     series = np.load(data / "timeseries.npy")
     np.save(data / "timeseries.npy", series * 2)
@@ -233,13 +227,7 @@ def test_features_of_an_edited_table_are_not_found_again(files, tmp_path, column
     pretrained = load_pretrained(checkpoint)
 
     def identity():
-        cohort = load_cohort(
-            DataFolder(data),
-            config,
-            task_clip_input(config, pretrained),
-            pretrained.encoder_spec.patch_size,
-        )
-        return ExampleClips(cohort, config, pretrained).identity()
+        return ExampleClips(cohort_of(config, pretrained), config, pretrained).identity()
 
     before = identity()
     assert identity() == before

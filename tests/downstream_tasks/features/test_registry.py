@@ -9,16 +9,9 @@ from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.features.registry import REGISTRY, Representation
 from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
-from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
+from tests.downstream_tasks.conftest import labelled_folder
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("registry")
-    data = labelled_folder(folder / "data")
-    return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
 
 
 def task(files, out, protocol, baselines, **evaluation):

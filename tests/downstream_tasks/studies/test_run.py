@@ -16,17 +16,9 @@ from downstream_tasks.report.results import CurvePoint, Results
 from downstream_tasks.studies.figures import draw_learning_curve
 from downstream_tasks.studies.methods import Method
 from downstream_tasks.studies.run import run_studies
-from src.models.vision_transformer import VisionTransformer
-from tests.downstream_tasks.conftest import labelled_folder, make_cohort, write_checkpoint
+from tests.downstream_tasks.conftest import make_cohort
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("studies")
-    data = labelled_folder(folder / "data")
-    return data, write_checkpoint(folder / "jepa-latest.pth.tar", data)
 
 
 def config_of(files, out, protocol="logistic", **evaluation):
@@ -46,20 +38,6 @@ def config_of(files, out, protocol="logistic", **evaluation):
         },
         "test",
     )
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Clips that went through any encoder."""
-    seen = []
-    forward = VisionTransformer.forward
-
-    def counting(self, x, masks=None):
-        seen.extend([0] * len(x))
-        return forward(self, x, masks)
-
-    monkeypatch.setattr(VisionTransformer, "forward", counting)
-    return seen
 
 
 @pytest.mark.parametrize("protocol", ["logistic", "linear_probe", "attentive_probe"])

@@ -10,7 +10,6 @@ from downstream_tasks.report.compare import find_results
 from downstream_tasks.report.results import Results
 from downstream_tasks.studies.several_targets import run_targets
 from downstream_tasks.task_files import load_task, load_tasks
-from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import labelled_folder, write_checkpoint
 
@@ -38,20 +37,6 @@ def task(tmp_path_factory):
     path = folder / "both.yaml"
     path.write_text(TASK)
     return path, {"data.data_path": str(data), "model.load_path": str(checkpoint)}
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Clips that went through any encoder."""
-    seen = []
-    forward = VisionTransformer.forward
-
-    def counting(self, x, masks=None):
-        seen.extend([0] * len(x))
-        return forward(self, x, masks)
-
-    monkeypatch.setattr(VisionTransformer, "forward", counting)
-    return seen
 
 
 def overrides_of(task, out, protocol, **more):
