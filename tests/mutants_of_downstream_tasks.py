@@ -390,7 +390,7 @@ ROWS = [
     ),
     (
         "downstream_tasks/heads/joint.py",
-        "sign = -1 if problem.metric in LOWER_IS_BETTER else 1",
+        "sign = direction(problem.metric)",
         "sign = 1",
         "tests/downstream_tasks/heads/test_joint.py::test_what_is_new_is_gained_whatever_its_width",
         "of shares the one with the smallest error is picked, not the largest",
@@ -679,9 +679,9 @@ ROWS = [
     ),
     (
         "downstream_tasks/heads/estimators.py",
-        "sign = -1 if problem.metric in LOWER_IS_BETTER else 1",
+        "sign = direction(problem.metric)",
         "sign = -1",
-        "tests/downstream_tasks/heads/test_heads.py::test_classifiers_find_a_strong_effect",
+        "tests/downstream_tasks/heads/test_heads.py::test_settings_are_chosen_by_the_score_of_people_not_of_runs",
         "method 8.8: the validation split selects",
     ),
     (
@@ -841,7 +841,7 @@ ROWS = [
     # --- scoring ----------------------------------------------------------------------------------
     (
         "downstream_tasks/scoring/metrics.py",
-        "return (-score if metric in LOWER_IS_BETTER else score, -loss)",
+        "return (direction(metric) * score, -loss)",
         "return (score, -loss)",
         "tests/downstream_tasks/heads/test_heads.py::test_lars_grid_regresses_in_z_units",
         "a smaller error is better",
@@ -974,7 +974,7 @@ ROWS = [
     ),
     (
         "downstream_tasks/report/markdown.py",
-        "sign = -1 if metric in LOWER_IS_BETTER else 1\n    finding",
+        "sign = direction(metric)\n    finding",
         "sign = 1\n    finding",
         "tests/downstream_tasks/report/test_report.py::test_the_verdict_is_about_the_best_row_without_a_trained_encoder",
         "the verdict knows which direction is better",

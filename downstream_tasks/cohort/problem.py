@@ -9,7 +9,7 @@ from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.splits import Split, run_name
 from downstream_tasks.cohort.survival import check_training_events
 from downstream_tasks.scoring.design import Design
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics
 from src.utils.errors import UserError
 
@@ -116,5 +116,5 @@ def validation_score(scores: np.ndarray, examples: np.ndarray, problem: Problem)
     run = ScoredRun(target.normalise(y), pooled, np.arange(len(y)), survival=target.survival)
     value = float(weighted_metrics(run, np.ones((1, len(y))))[problem.metric][0])
     if np.isnan(value):
-        return np.inf if problem.metric in LOWER_IS_BETTER else -np.inf
+        return -direction(problem.metric) * np.inf
     return value

@@ -22,7 +22,7 @@ from downstream_tasks.cohort.splits import inner_folds
 from downstream_tasks.config import HeadsConfig
 from downstream_tasks.heads.cox import RidgeCox
 from downstream_tasks.heads.result import HeadResult, LinearMap, edge_notes
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def fit_head(
         fewest = min(len(train) for train, _ in folds)
         values = [k for k in values if k <= fewest] or [1]
     scores, unfinished = _score_settings(estimator, name, values, x, y, examples, folds, problem)
-    sign = -1 if problem.metric in LOWER_IS_BETTER else 1
+    sign = direction(problem.metric)
     best = int(np.argmax(sign * scores))  # of equally good values the first
     chosen = {name: values[best], "selection_score": float(scores[best])}
     notes = () if kind == "knn" else edge_notes(chosen, {name: values})

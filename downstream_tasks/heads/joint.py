@@ -9,7 +9,7 @@ from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.config import HeadsConfig
 from downstream_tasks.heads.estimators import fit_head, span_rotation
 from downstream_tasks.heads.result import HeadResult
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 
 # Shares of the second block. 0 is among them: the head of the first block alone, so that features
 # that add nothing can be left out. In simulated ridge regressions on 40 people, 24 or 1000 features
@@ -40,7 +40,7 @@ def fit_joint(
         blocks = np.hstack([np.sqrt(1 - share) * first, np.sqrt(share) * second])
         blocks = blocks if share else first
         fits.append(fit_head(kind, blocks, problem, config, standardise=False))
-    sign = -1 if problem.metric in LOWER_IS_BETTER else 1
+    sign = direction(problem.metric)
     best = max(range(len(fits)), key=lambda i: sign * fits[i].chosen["selection_score"])
     chosen = fits[best].chosen | {"share": SHARES[best]}
     return dataclasses.replace(fits[best], chosen=chosen, linear=None)  # of the blocks, not of base

@@ -16,7 +16,7 @@ import pandas as pd
 from downstream_tasks.report.cells import METRIC_TITLES, interval_text, markdown_table
 from downstream_tasks.report.results import MethodResult, Results
 from downstream_tasks.scoring.design import Design
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 from downstream_tasks.scoring.paired import PairedComparison, compare, verdict
 from downstream_tasks.scoring.survival import signed_times
 from downstream_tasks.scoring.weighted import ScoredRun
@@ -107,7 +107,7 @@ def pairs_table(pairs: Sequence[CheckpointPair]) -> pd.DataFrame:
 
 def _said(pair: CheckpointPair) -> str:
     better = {"above": "better", "below": "worse"}
-    if pair.metric in LOWER_IS_BETTER:
+    if direction(pair.metric) < 0:
         better = {"above": "worse", "below": "better"}
     said = verdict(pair.found.interval, pair.found.p)
     return better.get(said, said)

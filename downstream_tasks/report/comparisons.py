@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from downstream_tasks.features.registry import joint_name
 from downstream_tasks.report.results import FC_NAME, Comparison, MethodResult
 from downstream_tasks.scoring.design import Design
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 from downstream_tasks.scoring.paired import compare
 from downstream_tasks.scoring.weighted import ScoredRun
 
@@ -60,7 +60,7 @@ def best_baseline(
     rows: Sequence[MethodResult], metric: str, confounds_removed: bool = False
 ) -> MethodResult | None:
     """The best row without a trained encoder that had what the model had: confounds, or not."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = direction(metric)
     rows = [row for row in rows if row.kind == "baseline" and not row.other_target]
     rows = [row for row in rows if row.confounds_removed == confounds_removed]
     defined = [row for row in rows if row.mean[metric] == row.mean[metric]]

@@ -15,7 +15,7 @@ from downstream_tasks.report.comparisons import PICKED, UNTRAINED, best_baseline
 from downstream_tasks.report.published import published_text
 from downstream_tasks.report.results import MethodResult, Results
 from downstream_tasks.report.studies import curve_text, permutation_text
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 from downstream_tasks.scoring.paired import verdict
 
 _RUNS = {
@@ -166,7 +166,7 @@ def _verdict(results: Results) -> str:
         if row is not None and row.label not in sentences:
             name += ", the best row without a trained encoder" if row is best else ""
             sentences[row.label] = _finding(results, model, row, name)
-    sign = -1 if results.main_metric in LOWER_IS_BETTER else 1
+    sign = direction(results.main_metric)
     of_model = sign * model.mean[results.main_metric]
     ahead = [
         row.label
@@ -206,7 +206,7 @@ def _finding(results: Results, model: MethodResult, row: MethodResult, name: str
     versus = results.comparison(model, row)
     if versus is None or _undefined(versus.difference):
         return ""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = direction(metric)
     finding = {
         "above": "better than" if sign > 0 else "worse than",
         "below": "worse than" if sign > 0 else "better than",

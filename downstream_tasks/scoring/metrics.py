@@ -44,6 +44,11 @@ def main_metric_names(task_type: str, n_classes: int = 2) -> tuple[str, ...]:
     return tuple(m for m in metric_names(task_type, n_classes) if m != "ece")
 
 
+def direction(metric: str) -> int:
+    """1 for a metric of which more is better, -1 for one of which less is."""
+    return -1 if metric in LOWER_IS_BETTER else 1
+
+
 def selection_key(metric: str, score: float, loss: float) -> tuple[float, float]:
     """Return what is largest for the best on validation: by its score, and by its loss in a tie.
 
@@ -51,7 +56,7 @@ def selection_key(metric: str, score: float, loss: float) -> tuple[float, float]
     """
     if not np.isfinite(loss):
         return (-np.inf, -np.inf)
-    return (-score if metric in LOWER_IS_BETTER else score, -loss)
+    return (direction(metric) * score, -loss)
 
 
 def classification_metrics(y: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

@@ -19,7 +19,7 @@ import pandas as pd
 from downstream_tasks.cohort.examples import Cohort
 from downstream_tasks.cohort.problem import Problem
 from downstream_tasks.report.results import PermutationTest
-from downstream_tasks.scoring.metrics import LOWER_IS_BETTER
+from downstream_tasks.scoring.metrics import direction
 from downstream_tasks.studies.methods import Method, mean_test_score, without_repeated_messages
 from src.utils.errors import UserError
 from src.utils.progress import progress_bar
@@ -101,7 +101,7 @@ def summarise_null(
 
     An undefined score comes as the worst one (infinite); it counts in p and not in the others.
     """
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = direction(metric)
     as_good = int((sign * null >= sign * observed - _ROUNDING).sum())
     defined = null[np.isfinite(null)]
     low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
