@@ -61,6 +61,16 @@ class Evaluation:
         """What the runs are to each other."""
         return study_design(self.problems)
 
+    def begin(self) -> None:
+        """Clear what an earlier run wrote into the result folder; write the splits there.
+
+        To be called once nothing can be refused any more: it may have been all that there was, and
+        ``split.file`` may be one of its files.
+        """
+        clear_results(self.config.output_dir)
+        runs = [RunSplit(p.seed, p.fold, p.split) for p in self.problems]
+        save_splits(self.config.output_dir, self.cohort, runs)
+
     def report(
         self,
         methods: Sequence[FittedMethod],
@@ -133,13 +143,12 @@ def prepare(
     config: DownstreamConfig,
     *,
     from_stored: bool = False,
-    write_splits: bool = True,
     loaded: tuple[Pretrained, DataFolder] | None = None,
 ) -> Evaluation:
-    """Load everything; write the splits into the output folder unless ``write_splits`` is off.
+    """Load everything and divide the people; nothing is written.
 
-    With ``from_stored`` they are those that an earlier run wrote there. ``loaded`` is what
-    :func:`load_model` gave.
+    With ``from_stored`` the splits are those that an earlier run wrote into the output folder.
+    ``loaded`` is what :func:`load_model` gave.
 
     Raises:
         UserError: as :func:`load_model`, :func:`load_people` and :func:`make_splits`, and if the
@@ -172,10 +181,6 @@ def prepare(
         *counts.values(),
     )
     notes, settings = qualify(config, pretrained, folder, cohort, test_people, seen)
-    if write_splits and not from_stored:
-        # The run can begin: what an earlier one wrote here goes, all of it (split.file may be one).
-        clear_results(config.output_dir)
-        save_splits(config.output_dir, cohort, runs)
     pretrained_on = None if seen is None else len(seen)
     notes = (*notes, *split_notes(cohort, config.split, runs), *of_events)
     settings = settings | adjustment.settings()

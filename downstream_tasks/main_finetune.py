@@ -91,6 +91,7 @@ def run(
         return None
     setup_logging(config.output_dir)
     evaluation = prepare(config)
+    evaluation.begin()
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, devices[0])
     rows = table_rows(
         representations,
@@ -103,8 +104,8 @@ def run(
 def train_all(ranks: Ranks, config: DownstreamConfig, resume: bool) -> None:
     """One process of ``ranks``: fine-tune model and controls; leave each result in its folder."""
     setup_logging(config.output_dir, ranks.main)
-    # The splits are written with the report: a run that cannot be resumed leaves the stored ones.
-    evaluation = prepare(config, write_splits=False)
+    # It begins with the report: a run that cannot be resumed leaves the splits that are stored.
+    evaluation = prepare(config)
     cost = TrainingCost(
         config, [steps_to_take(problem, config, ranks) for problem in evaluation.problems]
     )

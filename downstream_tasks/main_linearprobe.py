@@ -41,6 +41,9 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     """
     setup_logging(config.output_dir)
     evaluation = prepare(config, from_stored=evaluate)
+    check_studies(evaluation)
+    if not evaluate:
+        evaluation.begin()
     representations = Representations(config, evaluation.cohort, evaluation.pretrained, device)
     return evaluate_frozen(evaluation, representations, evaluate)
 
@@ -60,7 +63,6 @@ def evaluate_frozen(
         clear_results(config.output_dir / "eval")
         return evaluation.report(rows, config.output_dir / "eval")
 
-    check_studies(evaluation)
     results = list(map(encoded_fit(representations, "model"), problems))
     about = describe_head(representations)
     for problem, result in zip(problems, results, strict=True):

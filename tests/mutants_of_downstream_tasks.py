@@ -589,8 +589,8 @@ ROWS = [
         "downstream_tasks/comparison.py",
         "FittedMethod(title, head_name, entry.kind, of_head, name)",
         'FittedMethod(title, head_name, "baseline", of_head, name)',
-        "tests/downstream_tasks/features/test_registry.py::test_a_new_entry_has_its_row_with_nothing_else_changed",
-        "the registry says what is a control",
+        "tests/downstream_tasks/features/test_registry.py::test_readouts_have_rows_beside_the_model_from_one_pass",
+        "the registry says what a row is to the reader",
     ),
     (
         "downstream_tasks/comparison.py",
@@ -1332,5 +1332,12 @@ ROWS = [
         "signed_times(time, happened)})[time >= 0]",
         "tests/downstream_tasks/cohort/test_horizon.py::test_times_to_an_event_by_hand",
         "an event before the scan is none to predict",
+    ),
+    (
+        "downstream_tasks/main_linearprobe.py",
+        "    check_studies(evaluation)\n    if not evaluate:\n        evaluation.begin()\n",
+        "    if not evaluate:\n        evaluation.begin()\n    check_studies(evaluation)\n",
+        "tests/downstream_tasks/test_split_statistics.py::test_studies_that_need_a_pass_for_every_split_are_refused_before_results_go",
+        "nothing of an earlier run goes before the new one can begin",
     ),
 ]

@@ -7,12 +7,10 @@ import torch
 
 from downstream_tasks import main_finetune, main_linearprobe
 from downstream_tasks.cohort.clips import lacks_statistics
-from downstream_tasks.cohort.runs import RunSplit, save_splits
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.evaluation import load_model, prepare
 from downstream_tasks.features.table import Representations
 from downstream_tasks.report.compare import join, to_markdown
-from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import RESULTS_FILE, Results
 from downstream_tasks.studies.run import check_studies
 from downstream_tasks.studies.shared_features import SharedRepresentations, everyone
@@ -65,14 +63,12 @@ def _run_frozen(
     evaluations = []
     for config in configs:
         setup_logging(config.output_dir)
-        evaluation = prepare(config, from_stored=evaluate, write_splits=False, loaded=loaded)
+        evaluation = prepare(config, from_stored=evaluate, loaded=loaded)
         check_studies(evaluation)
         evaluations.append(evaluation)
     if not evaluate:  # all targets are in order: what earlier runs wrote can go
-        for config, evaluation in zip(configs, evaluations, strict=True):
-            runs = [RunSplit(p.seed, p.fold, p.split) for p in evaluation.problems]
-            clear_results(config.output_dir)
-            save_splits(config.output_dir, evaluation.cohort, runs)
+        for evaluation in evaluations:
+            evaluation.begin()
     pretrained = loaded[0]
     cohort = everyone([evaluation.cohort for evaluation in evaluations])
     # Statistics of normalisation may be those of a target's training people: features then are too.

@@ -119,6 +119,19 @@ def test_one_split_is_encoded_once(files, tmp_path):
     assert len(list((tmp_path / "features").glob("*.npy"))) == 1
 
 
+def test_studies_that_need_a_pass_for_every_split_are_refused_before_results_go(files, tmp_path):
+    config = task(files, tmp_path)
+    run(config, CPU)
+    before = {path: path.stat().st_mtime_ns for path in config.output_dir.iterdir()}
+    asked = task(files, tmp_path, evaluation={"n_permutations": 9})
+    with pytest.raises(UserError, match=r"n_permutations: the checkpoint holds no statistics"):
+        run(asked, CPU)
+    after = {path: path.stat().st_mtime_ns for path in config.output_dir.iterdir()}
+    log = config.output_dir / "log.txt"
+    assert before.keys() == after.keys()
+    assert before | {log: 0} == after | {log: 0}
+
+
 def test_scored_again_from_stored_heads(files, tmp_path):
     config = task(files, tmp_path)
     scored = run(config, CPU)

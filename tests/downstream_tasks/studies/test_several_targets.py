@@ -6,6 +6,7 @@ import torch
 
 import downstream_eval
 from downstream_tasks import main_linearprobe
+from downstream_tasks.finetune_state import BEST
 from downstream_tasks.report.compare import find_results
 from downstream_tasks.report.results import Results
 from downstream_tasks.studies.several_targets import run_targets
@@ -107,3 +108,20 @@ def test_fingerprint_has_no_targets(task, tmp_path):
     configs = load_tasks(task[0], overrides=overrides_of(task, tmp_path, "fingerprint"))
     with pytest.raises(UserError, match="fingerprint predicts no target"):
         run_targets(configs, [CPU])
+
+
+def test_targets_are_fine_tuned_one_after_the_other(task, tmp_path):
+    changes = {
+        "fine_tune.epochs": 1,
+        "fine_tune.batch_size": 8,
+        "evaluation.baselines": ["majority"],
+        "data.short_runs": "pad",
+    }
+    overrides = overrides_of(task, tmp_path, "fine_tune", **changes)
+    found = run_targets(load_tasks(task[0], overrides=overrides), [CPU])
+    folder = tmp_path / "both" / "fine_tune"
+    assert list(found) == [folder / t / "results.json" for t in ("age", "sex")]
+    for path, results in found.items():
+        assert results.model.head == "fine-tuned"
+        assert results.target == path.parent.name
+        assert (path.parent / "seed0" / BEST).is_file()
