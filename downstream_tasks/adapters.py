@@ -80,7 +80,6 @@ def write_adapters(folder: Path, model: nn.Module, ft: FineTuneConfig) -> None:
 
 
 def _lora_config(ft: FineTuneConfig, **more: list[str]) -> object:
-    alpha = ft.lora_rank if ft.lora_alpha is None else ft.lora_alpha
     return require_peft().LoraConfig(
-        r=ft.lora_rank, lora_alpha=alpha, target_modules=_TARGETS, **more
+        r=ft.lora_rank, lora_alpha=ft.alpha, target_modules=_TARGETS, **more
     )

@@ -190,6 +190,11 @@ class FineTuneConfig:
     lora_alpha: Positive | None = None
     use_bfloat16: bool = True
 
+    @property
+    def alpha(self) -> float:
+        """Scale of the adapters: ``lora_alpha``, by default their rank."""
+        return self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
 
 @dataclass
 class LinearProbeConfig:

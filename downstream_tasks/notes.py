@@ -92,8 +92,7 @@ def _training(config: DownstreamConfig) -> dict[str, str]:
     """What fine-tuning trains, and what the rows of controls went through."""
     text, ft = {}, config.fine_tune
     if config.protocol == "fine_tune" and ft.lora_rank:
-        alpha = ft.lora_rank if ft.lora_alpha is None else ft.lora_alpha
-        text["trained"] = f"the head and adapters of rank {ft.lora_rank} (alpha {alpha:g})"
+        text["trained"] = f"the head and adapters of rank {ft.lora_rank} (alpha {ft.alpha:g})"
     same = "fine-tuned as the model is" if config.protocol == "fine_tune" else "the model's head"
     frozen = f"frozen features and {plain_head(config)} regression"
     how = {"same": same, "frozen": frozen, "none": "left out"}[config.evaluation.controls]
