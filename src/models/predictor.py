@@ -94,6 +94,15 @@ class VisionTransformerPredictor(nn.Module):
         Returns:
             ``[L * M * B, Q, D]``: for each target mask, the prediction from each context.
         """
+        return self.predictor_proj(self.features(x, masks_x, masks))
+
+    def features(
+        self, x: Tensor, masks_x: Tensor | list[Tensor], masks: Tensor | list[Tensor]
+    ) -> Tensor:
+        """Return what :meth:`forward` projects: the last LayerNorm at the targets, predictor width.
+
+        Arguments are those of :meth:`forward`. Whatever is predicted of a target is linear in this.
+        """
         masks_x, masks = as_list(masks_x), as_list(masks)
         batch = masks_x[0].shape[0]
         positions = self.predictor_2dpe_proj(self.gradient_pos_embed)  # [1, N, d]
@@ -106,4 +115,4 @@ class VisionTransformerPredictor(nn.Module):
         ]
         x = torch.cat([x.repeat(len(masks), 1, 1), torch.cat(queries)], dim=1)
         x = run_blocks(self.predictor_blocks, x, self.gradient_checkpointing)
-        return self.predictor_proj(self.predictor_norm(x)[:, context_tokens:])
+        return self.predictor_norm(x)[:, context_tokens:]
