@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import Config
+from .config import Config, config_from_dict
 from .datasets.fmri import FMRIDataset
 from .datasets.folder.fingerprint import runs_fingerprint
 from .datasets.input_profile import InputProfile
@@ -164,9 +164,11 @@ class PretrainState:
         """Raise :class:`UserError` unless ``config`` describes this run.
 
         ``batch_size`` and the number of devices may change together, as long as their product,
-        which decides what each step sees, stays.
+        which decides what each step sees, stays. A key that is younger than the checkpoint has its
+        default there.
         """
-        found = differences(config.to_dict(), self.config, FREE_TO_CHANGE)
+        stored = config_from_dict(self.config, "the checkpoint's config").to_dict()
+        found = differences(config.to_dict(), stored, FREE_TO_CHANGE)
         here, there = config.data.batch_size * world_size, self.batch_size * self.world_size
         if here != there:
             found.append(f"data.batch_size x devices is {here}, was {there}")

@@ -126,6 +126,17 @@ def test_another_number_of_loaders_gives_the_same_bits(finished, stopped, data, 
     assert losses(folder) == losses(finished)
 
 
+def test_a_checkpoint_from_before_a_key_existed_has_its_default(finished, stopped, data, tmp_path):
+    folder = copy_of(stopped, tmp_path / "run")
+    state = read_latest(folder)
+    del state["config"]["data"]["bad_rois"]
+    torch.save(state, folder / LATEST)
+    with pytest.raises(UserError, match=r"data\.bad_rois is 'zero', was 'exclude'"):
+        train_here(tiny_config(data, folder, "data.bad_rois=zero"), resume=True)
+    resumed = train_here(tiny_config(data, folder), resume=True)
+    assert torch.equal(flat_weights(resumed), flat_weights(read_latest(finished)))
+
+
 # ----------------------------------------------------------------------------------- other data
 def other_data(path: Path, people: int = 12, swap: bool = False) -> Path:
     """Data that fit the config as well: of more people, or with two ROIs in each other's place."""
