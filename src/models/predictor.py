@@ -29,6 +29,8 @@ class VisionTransformerPredictor(nn.Module):
         gradient_pos_embed: ``[1, R, G]``; the predictor owns a projection of it at its own width,
             and a buffer of this name, as the encoder does: either network can be saved, moved and
             loaded alone, by the same rule.
+        signal_patch_size: frames of a patch, for a ``signal_head`` that maps a target's features to
+            its signal (method 11.4); unset: no such head, as published.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class VisionTransformerPredictor(nn.Module):
         add_w: str = "mapping",
         gradient_checkpointing: bool = False,
         init_scheme: str = "release",
+        signal_patch_size: int | None = None,
     ) -> None:
         super().__init__()
         rois, patches = num_patches_2d
@@ -80,6 +83,10 @@ class VisionTransformerPredictor(nn.Module):
         self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
         init_weights(self, init_scheme)
         trunc_normal_(self.mask_token, std=0.02)
+        self.signal_head: nn.Linear | None = None
+        if signal_patch_size is not None:  # last, so that all others begin as they do without it
+            self.signal_head = nn.Linear(predictor_embed_dim, signal_patch_size)
+            init_weights(self.signal_head, init_scheme)
 
     def forward(
         self, x: Tensor, masks_x: Tensor | list[Tensor], masks: Tensor | list[Tensor]
@@ -101,7 +108,8 @@ class VisionTransformerPredictor(nn.Module):
     ) -> Tensor:
         """Return what :meth:`forward` projects: the last LayerNorm at the targets, predictor width.
 
-        Arguments are those of :meth:`forward`. Whatever is predicted of a target is linear in this.
+        Arguments are those of :meth:`forward`. Whatever is predicted of a target is linear in this:
+        latent by ``predictor_proj`` and, where there is one, signal by ``signal_head``.
         """
         masks_x, masks = as_list(masks_x), as_list(masks)
         batch = masks_x[0].shape[0]
