@@ -412,6 +412,27 @@ ROWS = [
         "more people change nobody",
     ),
     (
+        "src/datasets/prepare/known_truth.py",
+        "innovation = np.sqrt(1 - self.persistence**2)",
+        "innovation = 1 - self.persistence",
+        "tests/datasets/prepare/test_known_truth.py::test_other_dynamics_and_switching_leave_fc_as_it_is",
+        "dynamics differ at equal FC",
+    ),
+    (
+        "src/datasets/prepare/known_truth.py",
+        "rng = np.random.default_rng([self.seed, 4, index])",
+        "rng = np.random.default_rng([self.seed, 4, index % 2])",
+        "tests/datasets/prepare/test_known_truth.py::test_the_latent_is_standard_normal_and_predicts_as_well_as_stated",
+        "every person is drawn anew",
+    ),
+    (
+        "src/datasets/prepare/population.py",
+        "return fc[every // 2 :: every, every // 2 :: every]",
+        "return fc[::every, ::every]",
+        "tests/datasets/prepare/test_synthetic.py::test_brainspace_fc_keeps_the_real_cortex",
+        "the ROIs kept are of the families of the smaller atlas",
+    ),
+    (
         "src/datasets/prepare/demo.py",
         ".to_numpy()[:, 1:].T",
         ".to_numpy()[:, :-1].T",

@@ -25,6 +25,7 @@ FAMILIES = ("Subcortex", *_CORTEX)
 FAMILY_SPREAD = 0.15  # SD over people of how much of one family's signal reaches another's
 _HIGH_PASS = 0.008  # Hz, the usual cut-off of preprocessing
 _KNEE = 0.04  # Hz, above which BOLD power falls
+BRAINSPACE_SIZES = (450, 150, 90)  # ROIs: all, the middle one of every three, of every five
 _FLOOR = 0.05  # power of what is left at high frequencies, relative to the low ones
 
 
@@ -97,32 +98,36 @@ def make_group_fc(atlas: Atlas, rng: np.random.Generator) -> np.ndarray:
 
 
 def brainspace_group_fc(atlas: Atlas, rng: np.random.Generator) -> np.ndarray:
-    """Return ``[450, 450]`` correlations whose cortex is real: the group FC that BrainSpace ships.
+    """Return ``[R, R]`` correlations whose cortex is real: the group FC that BrainSpace ships.
 
     It is the mean over HCP participants (Vos de Wael et al., 2018) in Schaefer-400, 7-network
     order, whose families have the sizes and order of this atlas. The 50 subcortical ROIs are
     modelled: a part that they share, a random mixture of cortical families, and a part of their
-    own.
+    own. An atlas of 150 or 90 ROIs has the middle one of every three or five of these 450, which
+    is of the family that :func:`make_atlas` gives it.
 
     Raises:
-        UserError: if the atlas is not the one of 450 ROIs.
+        UserError: if the atlas is of another size.
     """
-    if len(atlas.labels) != 450:
+    n_rois = len(atlas.labels)
+    if n_rois not in BRAINSPACE_SIZES:
         raise UserError(
-            f"The FC of brainspace has 400 cortical ROIs, which is the atlas of n_rois 450, not "
-            f"{len(atlas.labels)}. Use the model FC (--group_fc model)."
+            f"The FC of brainspace is that of n_rois 450, or of every third or fifth of its ROIs "
+            f"(150, 90), not {n_rois}. Use the model FC (--group_fc model)."
         )
     from brainspace.datasets import load_group_fc  # here, because importing it takes seconds
 
     cortex = load_group_fc("schaefer", scale=400)
-    sources = atlas.indicator[50:, 1:] / atlas.indicator[50:, 1:].sum(0)  # [400, 7] family means
+    whole = make_atlas(450)
+    sources = whole.indicator[50:, 1:] / whole.indicator[50:, 1:].sum(0)  # [400, 7] family means
     weights = rng.dirichlet(np.ones(7), size=50) @ sources.T  # [50, 400]
     weights /= np.sqrt(np.einsum("ij,jk,ik->i", weights, cortex, weights))[:, None]
     own = np.concatenate([np.full((50, 1), np.sqrt(0.25)), np.sqrt(0.5) * np.eye(50)], axis=1)
     to_rois = np.concatenate([np.sqrt(0.25) * weights, np.eye(400)])
     fc = to_rois @ cortex @ to_rois.T
     fc[:50, :50] += own @ own.T
-    return fc
+    every = 450 // n_rois
+    return fc[every // 2 :: every, every // 2 :: every]
 
 
 GROUP_FC = {"model": make_group_fc, "brainspace": brainspace_group_fc}
@@ -181,7 +186,7 @@ class Population:
 
     @classmethod
     def draw(cls, n_rois: int, group_fc: str, seed: int) -> "Population":
-        """Draw a population; ``group_fc`` is "model" or "brainspace" (450 ROIs)."""
+        """Draw a population; ``group_fc`` is "model" or "brainspace" (450, 150 or 90 ROIs)."""
         atlas = make_atlas(n_rois)
         mixing = fc_to_mixing(GROUP_FC[group_fc](atlas, np.random.default_rng(seed)))
         rng = np.random.default_rng([seed, 1])  # of its own: the scale is the same with either FC

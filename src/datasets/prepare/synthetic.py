@@ -22,14 +22,6 @@ from ..folder.writer import FolderWriter
 from .population import FAMILIES, FAMILY_SPREAD, GROUP_FC, Population
 from .splits import split_by_count
 
-# --- functional connectivity ---------------------------------------------------------------------
-
-
-# --- time series ---------------------------------------------------------------------------------
-
-
-# --- the data set --------------------------------------------------------------------------------
-
 
 def already_made(out: Path, provenance: dict[str, Any]) -> bool:
     """Whether ``out`` is a finished folder made with exactly these settings."""
@@ -59,7 +51,7 @@ def write_synthetic(
         n_rois, frames, tr: shape of a run and its repetition time in seconds (default as UKB).
         valid, test: people for validation and for the test (default a tenth of them each, at
             least one).
-        group_fc: "model", or "brainspace" for real cortical FC at 450 ROIs.
+        group_fc: "model", or "brainspace" for real cortical FC at 450, 150 or 90 ROIs.
 
     Raises:
         UserError: if another data set is there, or a number is impossible.

@@ -34,6 +34,12 @@ def test_atlas_has_the_published_order():
     assert np.bincount(atlas.families).tolist() == [50, 61, 77, 46, 47, 26, 52, 91]
 
 
+@pytest.mark.parametrize("every", [3, 5])
+def test_smaller_atlas_is_the_middle_roi_of_every_few(every):
+    families = make_atlas(450).families[every // 2 :: every]
+    np.testing.assert_array_equal(make_atlas(450 // every).families, families)
+
+
 @pytest.mark.parametrize("n_rois", [25, 94, 122, 1000])
 def test_atlas_of_any_size(n_rois):
     atlas = make_atlas(n_rois)
@@ -58,6 +64,8 @@ def test_brainspace_fc_keeps_the_real_cortex():
 
     fc = GROUP_FC["brainspace"](make_atlas(), np.random.default_rng(0))
     np.testing.assert_array_equal(fc[50:, 50:], load_group_fc("schaefer", scale=400))
+    fifth = GROUP_FC["brainspace"](make_atlas(90), np.random.default_rng(0))
+    np.testing.assert_array_equal(fifth, fc[2::5, 2::5])
     with pytest.raises(UserError, match="model FC"):
         GROUP_FC["brainspace"](make_atlas(100), np.random.default_rng(0))
 
