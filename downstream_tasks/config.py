@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from downstream_tasks.features.registry import REGISTRY
-from src.datasets.normalization import Method
+from src.datasets.normalization import GlobalSignal, Method
 from src.utils.yaml_config import (
     NOT_EMPTY,
     Count,
@@ -71,6 +71,10 @@ class DataConfig:
     normalization: Literal["checkpoint", Method] = (
         "checkpoint"  # what pretraining used; zscore_sample if the file does not say
     )
+    # What follows it: values are clamped to +-clip_sd (null: not), and the mean over ROIs of each
+    # frame is removed or kept. checkpoint: as in pretraining.
+    clip_sd: Positive | Literal["checkpoint"] | None = "checkpoint"
+    global_signal: Literal["checkpoint", GlobalSignal] = "checkpoint"
     # Median and IQR of each ROI, for robust and robust_frames: normalization.npz of a data folder,
     # or an .npz of arrays median and iqr. Unset: the checkpoint's; where it holds none, those of
     # the training people of each split.

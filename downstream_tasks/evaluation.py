@@ -230,6 +230,8 @@ def describe_checkpoint(
         test_people_in_pretraining=pretrained_on,
         normalization=clip_input.normalization,
         normalization_in_pretraining=pretrained.clip_input.normalization,
+        cleaning=clip_input.cleaning,
+        cleaning_in_pretraining=pretrained.clip_input.cleaning,
         sampling=clip_input.sampling,
         sampling_in_pretraining=pretrained.clip_input.sampling,
     )

@@ -38,7 +38,7 @@ from src.utils.distributed import Ranks
 from src.utils.errors import UserError
 from src.utils.files import replacing
 from src.utils.logging import git_revision
-from src.utils.yaml_config import differences
+from src.utils.yaml_config import differences, merge
 
 LATEST = "finetune-latest.pth.tar"
 BEST = "finetune-best.pth.tar"
@@ -240,7 +240,8 @@ class StateFolder:
 
 def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
     """What a run and its continuation share, of what is stored about a run."""
-    config = about["config"]
+    # A key that came after the stored run has its default there.
+    config = merge(DownstreamConfig().to_dict(), about["config"])
     return {
         **{section: config[section] for section in _FIXED_SECTIONS},
         # The metric as resolved: unset and the task's default are the same run.

@@ -43,7 +43,7 @@ def qualify(
     checkpoint does not say.
     """
     data, lacking = config.data, lacks_statistics(config.data, pretrained)
-    method = task_clip_input(data, pretrained).normalization
+    method = task_clip_input(data, pretrained).describe_values()
     if lacking:  # every split has statistics of its own; what is asked below does not need them
         data = dataclasses.replace(data, normalization="none")
         method = f"{method}, by statistics of the training people of each split"
@@ -107,6 +107,8 @@ def _input_note(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
         f"{name} is {_words(value)}, the checkpoint's is {_words(known)}"
         for name, value, known in (
             ("data.normalization", here.normalization, there.normalization),
+            ("data.clip_sd", here.clip_sd or "none", there.clip_sd or "none"),
+            ("data.global_signal", here.global_signal, there.global_signal),
             ("sampling", here.sampling, there.sampling),
         )
         if known is not None and value != known
@@ -116,10 +118,12 @@ def _input_note(config: DownstreamConfig, pretrained: Pretrained) -> str | None:
     return f"input unlike that of {pretrained.path.name}: {'; '.join(differences)}"
 
 
-def _words(value: str | Mapping[str, float]) -> str:
-    """``robust``, ``stride 3``."""
+def _words(value: str | float | Mapping[str, float]) -> str:
+    """``robust``, ``8``, ``stride 3``."""
     if isinstance(value, str):
         return value
+    if isinstance(value, float):
+        return f"{value:g}"
     return ", ".join(f"{name} {number:g}" for name, number in value.items())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRuns
-from .datasets.normalization import Method
+from .datasets.normalization import GlobalSignal, Method
 from .masks.spatiotemporal import MaskSettings
 from .models.encoder_spec import EncoderSpec
 from .models.vision_transformer import SIZES
@@ -74,6 +74,8 @@ class DataConfig:
     target_tr: Positive | None = None  # seconds; resample every run to it instead of striding
     short_runs: ShortRuns = "error"
     bad_rois: BadRois = "exclude"
+    clip_sd: Positive | None = None  # normalised values are clamped to +-it; unset: not at all
+    global_signal: GlobalSignal = "keep"  # remove: after that, the mean over ROIs of each frame
 
     @property
     def commands(self) -> list[str]:
@@ -188,6 +190,8 @@ class Config:
             target_tr=data.target_tr,
             short_runs=data.short_runs,
             bad_rois=data.bad_rois,
+            clip_sd=data.clip_sd,
+            global_signal=data.global_signal,
         )
 
     @property

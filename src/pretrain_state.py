@@ -12,6 +12,7 @@ from .config import Config, config_from_dict
 from .datasets.fmri import FMRIDataset
 from .datasets.folder.fingerprint import runs_fingerprint
 from .datasets.input_profile import InputProfile
+from .datasets.normalization import STATISTICS
 from .models.jepa import Networks
 from .models.pos_embed import GRADIENTS
 from .utils.checkpoint import (
@@ -157,8 +158,8 @@ class PretrainState:
     @property
     def stats(self) -> dict[str, Tensor] | None:
         """``median`` and ``iqr`` of the robust normalisation."""
-        stats = {key: value for key, value in self.normalization.items() if key != "method"}
-        return stats or None
+        held = self.normalization
+        return {name: held[name] for name in STATISTICS if name in held} or None
 
     def check_same_run(self, config: Config, world_size: int) -> None:
         """Raise :class:`UserError` unless ``config`` describes this run.

@@ -168,7 +168,7 @@ def _describe_run(
         len(dataset) * config.data.repeats,
         n_held_out,
         config.data.data_dir,
-        dataset.clip_input.normalization,
+        dataset.clip_input.describe_values(),
     )
     _describe_time(config, dataset)
     logger.info(

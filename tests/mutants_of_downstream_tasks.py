@@ -271,6 +271,13 @@ ROWS = [
     ),
     (
         "downstream_tasks/features/series.py",
+        'as_stored = {"normalization": "none", "clip_sd": None, "global_signal": "keep"}',
+        'as_stored = {"normalization": "none"}',
+        "tests/downstream_tasks/test_cleaned_input.py::test_tasks_clean_as_the_pretraining_did_unless_they_say_otherwise",
+        "what is read as stored is neither clamped nor freed of its global signal",
+    ),
+    (
+        "downstream_tasks/features/series.py",
         'self.patch is None and self.frames == "run"',
         "self.patch is None",
         "tests/downstream_tasks/features/test_table.py::test_connectivity_is_of_the_frames_that_the_model_sees_or_of_all",

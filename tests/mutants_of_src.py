@@ -45,6 +45,29 @@ ROWS = [
         "method 7: every step-th frame, not every frame",
     ),
     (
+        "src/datasets/normalization.py",
+        "good = values if bad is None else values[..., ~bad, :]",
+        "good = values",
+        "tests/datasets/test_normalization.py::test_values_are_clamped_and_then_the_global_signal_goes",
+        "a bad ROI is no part of the global signal (its zeros would pull the mean)",
+    ),
+    (
+        "src/datasets/normalization.py",
+        "    if clip_sd is not None:\n        values.clamp_(-clip_sd, clip_sd)  # first: an outlier would "
+        "shift every ROI of its frame\n    return without_global_signal_(values, bad) if remove else values",
+        "    if remove:\n        without_global_signal_(values, bad)\n"
+        "    return values if clip_sd is None else values.clamp_(-clip_sd, clip_sd)",
+        "tests/datasets/test_normalization.py::test_values_are_clamped_and_then_the_global_signal_goes",
+        "values are clamped before the global signal is removed (method 10)",
+    ),
+    (
+        "src/pretrain_state.py",
+        'stored = config_from_dict(self.config, "the checkpoint\'s config").to_dict()',
+        "stored = self.config",
+        "tests/downstream_tasks/test_cleaned_input.py::test_a_run_from_before_the_keys_goes_on_at_their_defaults",
+        "a key that came after a checkpoint has its default there",
+    ),
+    (
         "src/datasets/fmri.py",
         "values = F.pad(values, (0, self.num_frames - n_samples))",
         "values = F.pad(values, (self.num_frames - n_samples, 0))",
@@ -152,8 +175,8 @@ ROWS = [
     ),
     (
         "src/datasets/normalization.py",
-        "return partial(robust, median=median, inverse_iqr=1 / iqr)",
-        "return partial(robust, median=median, inverse_iqr=iqr)",
+        "normalize: Normalize = partial(robust, median=median, inverse_iqr=1 / iqr)",
+        "normalize: Normalize = partial(robust, median=median, inverse_iqr=iqr)",
         "tests/datasets/test_clip_input.py::test_robust_needs_statistics_of_its_rois",
         "method 7: robust divides by the IQR",
     ),

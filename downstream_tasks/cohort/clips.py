@@ -38,6 +38,8 @@ def task_clip_input(data: DataConfig, pretrained: Pretrained) -> ClipInput:
         target_tr=data.target_tr,
         short_runs=data.short_runs,
         bad_rois=data.bad_rois,
+        clip_sd=data.clip_sd,
+        global_signal=data.global_signal,
     ).completed()
     if data.statistics_file is not None:
         if clip_input.normalization not in ROBUST_METHODS:
@@ -191,6 +193,7 @@ class ExampleClips(Dataset):
             "crop_size": [dataset.n_rois, dataset.num_frames],
             "sampling": clip_input.sampling,
             "normalization": clip_input.normalization,
+            **clip_input.cleaning,
             "stats": _digest(*(np.asarray(stats[name]) for name in sorted(stats))),
             "clips": self.per_example,
         }

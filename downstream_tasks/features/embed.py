@@ -20,7 +20,7 @@ from src.datasets.clip_input import BAD_ROIS, SHORT_RUNS, ClipInput
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
 from src.datasets.folder.format import SPLITS
-from src.datasets.normalization import METHODS
+from src.datasets.normalization import GLOBAL_SIGNAL, METHODS
 from src.pretrained.arguments import add_checkpoint_arguments, load_from_arguments
 from src.pretrained.encoder import Pretrained
 from src.utils.distributed import default_devices, parse_devices
@@ -60,6 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input", "what the checkpoint says unless given; needed for the release's, which do not say"
     )
     unlike.add_argument("--normalization", choices=METHODS)
+    unlike.add_argument(
+        "--clip_sd",
+        type=limit,
+        default="checkpoint",
+        metavar="NUMBER",
+        help="clamp normalised values to +-it, or none",
+    )
+    unlike.add_argument("--global_signal", choices=GLOBAL_SIGNAL, default="checkpoint")
     unlike.add_argument("--stride", type=int, help="take every n-th frame")
     unlike.add_argument("--target_tr", type=float, help="resample to this TR in seconds")
 
@@ -81,7 +89,10 @@ def run(arguments: argparse.Namespace) -> Path:
     pretrained = load_from_arguments(arguments)
     if note := pretrained.check_folder(DataFolder(arguments.data_path)):
         logger.warning("%s", note)
-    names = ("normalization", "stride", "target_tr", "short_runs", "bad_rois")
+    names = (
+        "normalization", "clip_sd", "global_signal", "stride", "target_tr",
+        "short_runs", "bad_rois",
+    )  # fmt: skip
     clip_input = pretrained.clip_input.changed(**{name: vars(arguments)[name] for name in names})
     check_known(clip_input, pretrained.path)
     dataset = FMRIDataset(arguments.data_path, arguments.split, clip_input, clips=arguments.clips)
@@ -102,6 +113,13 @@ def run(arguments: argparse.Namespace) -> Path:
     write(batches)
     logger.info("%s: %d clips, %s", out, len(dataset), arguments.level)
     return out
+
+
+def limit(text: str) -> float | str | None:
+    """``8``, ``none`` or ``checkpoint``, of a flag."""
+    if text in ("none", "checkpoint"):
+        return None if text == "none" else text
+    return float(text)
 
 
 def check_known(clip_input: ClipInput, path: Path) -> None:

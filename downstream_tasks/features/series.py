@@ -34,7 +34,8 @@ class ExampleSeries:
     ) -> None:
         self.clips, self.frames, self.patch = clips, frames, patch
         self.patch_size = pretrained.encoder_spec.patch_size
-        stored = dataclasses.replace(data, normalization="none", statistics_file=None)
+        as_stored = {"normalization": "none", "clip_sd": None, "global_signal": "keep"}
+        stored = dataclasses.replace(data, **as_stored, statistics_file=None)
         self.stored = ExampleClips(cohort, stored, pretrained, clips.clips)
         self._folder = DataFolder(data.data_path)
         self._rows = cohort.examples["row"].to_numpy()

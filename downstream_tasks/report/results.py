@@ -164,6 +164,7 @@ class CheckpointInfo:
         encoder: what it is built of (:class:`src.models.encoder_spec.EncoderSpec`).
         training_people: where those of a fine-tuned checkpoint are listed.
         test_people_in_pretraining: how many test people have an id of the pretraining's.
+        cleaning: what follows the normalisation, :attr:`ClipInput.cleaning`.
     """
 
     path: str = "none"
@@ -176,6 +177,8 @@ class CheckpointInfo:
     test_people_in_pretraining: int | None = None
     normalization: str | None = None
     normalization_in_pretraining: str | None = None
+    cleaning: dict[str, Any] | None = None
+    cleaning_in_pretraining: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     sampling_in_pretraining: dict[str, Any] | None = None
 

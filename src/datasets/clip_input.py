@@ -17,7 +17,15 @@ from torch import Tensor
 from ..utils.errors import UserError, nearest
 from .clips import even_starts, frame_steps, frames_needed, samples_available, take_clip
 from .folder.statistics import check_statistics
-from .normalization import METHODS, ROBUST_METHODS, Method, normalizer
+from .normalization import (
+    GLOBAL_SIGNAL,
+    METHODS,
+    ROBUST_METHODS,
+    STATISTICS,
+    GlobalSignal,
+    Method,
+    normalizer,
+)
 
 ShortRuns = Literal["error", "pad", "skip"]
 BadRois = Literal["exclude", "zero"]
@@ -46,7 +54,10 @@ class ClipInput:
         short_runs: what happens to runs with fewer frames than a clip needs: "error", "pad" (zeros
             after the last sample, added after normalisation) or "skip" (left out).
         bad_rois: "exclude" (leave out runs with a constant or non-finite ROI) or "zero" (keep them;
-            the ROI is 0 after normalisation).
+            the ROI is 0 after normalisation, and no part of the global signal).
+        clip_sd: normalised values are clamped to +-it; ``None``: they are not.
+        global_signal: "keep", or "remove": the mean over ROIs of each frame is subtracted, after
+            the clamping and before the padding.
 
     Raises:
         UserError: on a value that no clip can have.
@@ -59,12 +70,15 @@ class ClipInput:
     target_tr: float | None = None
     short_runs: ShortRuns = "error"
     bad_rois: BadRois = "exclude"
+    clip_sd: float | None = None
+    global_signal: GlobalSignal = "keep"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("normalization", METHODS),
             ("short_runs", SHORT_RUNS),
             ("bad_rois", BAD_ROIS),
+            ("global_signal", GLOBAL_SIGNAL),
         ):
             value = getattr(self, name)
             if value not in allowed and not (name == "normalization" and value is None):
@@ -76,6 +90,10 @@ class ClipInput:
             raise UserError("give stride or target_tr, not both.")
         if self.target_tr is not None and not self.target_tr > 0:
             raise UserError(f"target_tr is {self.target_tr}, it must be seconds above 0.")
+        if self.clip_sd is not None and not self.clip_sd > 0:
+            raise UserError(f"clip_sd is {self.clip_sd}, it must be above 0.")
+        if self.global_signal == "remove" and self.crop_size[0] == 1:
+            raise UserError("global_signal is remove, and a clip has one ROI: it would become 0.")
 
     # --- what is known --------------------------------------------------------------------------
 
@@ -86,20 +104,35 @@ class ClipInput:
             return {"target_tr": self.target_tr}
         return None if self.stride is None else {"stride": self.stride}
 
+    @property
+    def cleaning(self) -> dict[str, Any]:
+        """What follows the normalisation: ``clip_sd`` and ``global_signal``."""
+        return {"clip_sd": self.clip_sd, "global_signal": self.global_signal}
+
+    def describe_values(self) -> str:
+        """``robust, clamped to +-8, global signal removed``."""
+        clamped = "" if self.clip_sd is None else f", clamped to +-{self.clip_sd:g}"
+        removed = ", global signal removed" if self.global_signal == "remove" else ""
+        return f"{self.normalization}{clamped}{removed}"
+
     def changed(
         self,
         *,
         normalization: Method | None = None,
         stride: int | None = None,
         target_tr: float | None = None,
+        clip_sd: float | Literal["checkpoint"] | None = "checkpoint",
+        global_signal: GlobalSignal | Literal["checkpoint"] = "checkpoint",
         **runs: str,
     ) -> "ClipInput":
         """The same with the values given in place of its own.
 
         Another method of normalisation comes without statistics: those here are of the old one.
-        ``runs`` are ``short_runs`` and ``bad_rois``.
+        ``clip_sd`` and ``global_signal`` stay as they are where "checkpoint" is given, as ``None``
+        is a value of the first. ``runs`` are ``short_runs`` and ``bad_rois``.
         """
-        changes: dict[str, Any] = dict(runs)
+        cleaning = {"clip_sd": clip_sd, "global_signal": global_signal}
+        changes: dict[str, Any] = {k: v for k, v in cleaning.items() if v != "checkpoint"} | runs
         if normalization not in (None, self.normalization):
             changes |= {"normalization": normalization, "stats": None}
         if stride is not None or target_tr is not None:
@@ -115,19 +148,26 @@ class ClipInput:
         )
 
     def to_state(self) -> dict[str, Any]:
-        """What checkpoints keep: ``normalization`` (with its statistics) and ``sampling``."""
+        """What checkpoints keep: ``normalization`` and ``sampling``.
+
+        The first holds ``method``, the statistics, and :attr:`cleaning`.
+        """
         stats = {name: torch.as_tensor(value) for name, value in (self.stats or {}).items()}
         return {
-            "normalization": {"method": self.normalization, **stats},
+            "normalization": {"method": self.normalization, **self.cleaning, **stats},
             "sampling": self.sampling,
         }
 
     @classmethod
     def from_state(cls, crop_size: tuple[int, int], state: Mapping[str, Any]) -> "ClipInput":
-        """The inverse of :meth:`to_state`; what ``state`` does not hold is not known."""
-        stats = dict(state.get("normalization") or {})
-        method = stats.pop("method", None)
-        return cls(crop_size, method, stats or None, **(state.get("sampling") or {}))
+        """The inverse of :meth:`to_state`; what ``state`` does not hold is not known.
+
+        A state without :attr:`cleaning` was written before there was any: nothing follows.
+        """
+        stated = dict(state.get("normalization") or {})
+        method = stated.pop("method", None)
+        stats = {name: stated.pop(name) for name in STATISTICS if name in stated}
+        return cls(crop_size, method, stats or None, **(state.get("sampling") or {}), **stated)
 
     # --- clips ----------------------------------------------------------------------------------
 
@@ -155,14 +195,14 @@ class ClipInput:
         if self.normalization is None:
             raise UserError("how clips are normalised is not known: give normalization.")
         if self.normalization not in ROBUST_METHODS:
-            return normalizer(self.normalization)
+            return normalizer(self.normalization, **self.cleaning)
         if self.stats is None:
             raise UserError(
                 f"normalization {self.normalization} needs the median and IQR of each ROI, which "
                 f"the checkpoint does not hold. Choose {DEFAULT_NORMALIZATION}."
             )
         stats = check_statistics(self.stats, self.crop_size[0], "the statistics given")
-        return normalizer(self.normalization, **stats)
+        return normalizer(self.normalization, **self.cleaning, **stats)
 
     def clip_of_series(self, series: Tensor | np.ndarray, tr: float) -> Tensor:
         """The centre clip ``[1, R, T]`` of a series in memory, ``[R, T_run]`` with TR in seconds.

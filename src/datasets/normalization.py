@@ -8,6 +8,9 @@ none           the values as stored
 
 ``robust`` is the release's for UKB, ``zscore_sample`` its downstream one (method 7). The statistics
 that the first two need are in :mod:`src.datasets.folder.statistics`.
+
+Two steps may follow, in this order (method 10): values are clamped, then the global signal, the
+mean over ROIs of each frame, is removed.
 """
 
 import math
@@ -20,6 +23,9 @@ import torch
 Method = Literal["robust", "robust_frames", "zscore_sample", "zscore_roi", "none"]
 METHODS: tuple[str, ...] = get_args(Method)
 ROBUST_METHODS = ("robust", "robust_frames")
+GlobalSignal = Literal["keep", "remove"]
+GLOBAL_SIGNAL: tuple[str, ...] = get_args(GlobalSignal)
+STATISTICS = ("median", "iqr")  # of the robust methods, ``[R]``
 
 _ROUNDING = 8 * torch.finfo(torch.float32).eps  # as for constant ROIs in folder_format
 
@@ -29,17 +35,29 @@ _ROUNDING = 8 * torch.finfo(torch.float32).eps  # as for constant ROIs in folder
 # a new contiguous tensor. ``bad`` is a bool mask [R] of ROIs that count for nothing and become 0.
 
 
+Normalize = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
 def normalizer(
-    method: Method, **stats: Any
-) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
-    """The function of a clip and its bad ROIs for ``method``.
+    method: Method,
+    clip_sd: float | None = None,
+    global_signal: GlobalSignal = "keep",
+    **stats: Any,
+) -> Normalize:
+    """The function of a clip and its bad ROIs for ``method`` and the steps after it.
 
     ``stats`` are ``median`` and ``iqr``, float32 ``[R]``, of the robust methods.
     """
     if method in ROBUST_METHODS:
-        median, iqr = (torch.from_numpy(stats[name])[:, None] for name in ("median", "iqr"))
-        return partial(robust, median=median, inverse_iqr=1 / iqr)
-    return {"zscore_sample": zscore_sample, "zscore_roi": zscore_roi, "none": none}[method]
+        median, iqr = (torch.from_numpy(stats[name])[:, None] for name in STATISTICS)
+        normalize: Normalize = partial(robust, median=median, inverse_iqr=1 / iqr)
+    else:
+        of_clip = {"zscore_sample": zscore_sample, "zscore_roi": zscore_roi, "none": none}
+        normalize = of_clip[method]
+    if clip_sd is None and global_signal == "keep":
+        return normalize
+    remove = global_signal == "remove"
+    return partial(cleaned, normalize=normalize, clip_sd=clip_sd, remove=remove)
 
 
 def robust(
@@ -77,6 +95,29 @@ def zscore_roi(clip: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
 def none(clip: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
     """Copy the clip as it is."""
     return _zero(clip.clone(memory_format=torch.contiguous_format), bad)
+
+
+def cleaned(
+    clip: torch.Tensor,
+    bad: torch.Tensor | None,
+    normalize: Normalize,
+    clip_sd: float | None,
+    remove: bool,
+) -> torch.Tensor:
+    """Normalise, clamp to +-``clip_sd``, and with ``remove`` take the global signal out."""
+    values = normalize(clip, bad)
+    if clip_sd is not None:
+        values.clamp_(-clip_sd, clip_sd)  # first: an outlier would shift every ROI of its frame
+    return without_global_signal_(values, bad) if remove else values
+
+
+def without_global_signal_(values: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:
+    """Subtract in place, from each frame of ``[..., R, T]``, the mean over ROIs that are not bad.
+
+    Bad ROIs become 0.
+    """
+    good = values if bad is None else values[..., ~bad, :]
+    return _zero(values.sub_(good.mean(dim=-2, keepdim=True)), bad)
 
 
 def _zero(values: torch.Tensor, bad: torch.Tensor | None) -> torch.Tensor:

@@ -74,6 +74,7 @@ class BrainJEPAHub(
         n_components: G of the gradients, ``None`` for ``add_w: origin``.
         has_stats: whether robust statistics come with the weights.
         normalization, sampling: of :class:`ClipInput`, ``None`` where not known.
+        clip_sd, global_signal: likewise; folders without them mean that neither is done.
         input_profile: :class:`InputProfile` as a dict.
         n_outputs: of the head of a fine-tuned network, ``None`` for an encoder.
         n_training_people: of the pretraining, ``None`` where that is not known.
@@ -93,11 +94,14 @@ class BrainJEPAHub(
         linear_probe: bool = False,
         task: dict | None = None,
         n_training_people: int | None = None,
+        clip_sd: float | None = None,
+        global_signal: str = "keep",
     ) -> None:
         super().__init__()
         self.encoder_spec = EncoderSpec.from_dict(encoder_spec)
         self.roi_labels, self.atlas = roi_labels, atlas
         self.normalization, self.sampling, self.task = normalization, sampling, task
+        self.clip_sd, self.global_signal = clip_sd, global_signal
         self.input_profile = input_profile
         rois = self.encoder_spec.crop_size[0]
         gradients = None if n_components is None else torch.zeros(rois, n_components)
@@ -138,6 +142,7 @@ class BrainJEPAHub(
             linear_probe=linear_probe,
             task=pretrained.task,
             n_training_people=None if people is None else len(people),
+            **clip_input.cleaning,
         )
         state = pretrained.encoder.state_dict()
         if last is not None:
@@ -178,7 +183,10 @@ class BrainJEPAHub(
         """How a run becomes a clip, as far as it is known."""
         stats = None if self.median is None else {"median": self.median, "iqr": self.iqr}
         sampling = self.sampling or {}
-        return ClipInput(self.encoder_spec.crop_size, self.normalization, stats, **sampling)
+        cleaning = {"clip_sd": self.clip_sd, "global_signal": self.global_signal}
+        return ClipInput(
+            self.encoder_spec.crop_size, self.normalization, stats, **sampling, **cleaning
+        )
 
     def prepare(
         self,
@@ -188,18 +196,23 @@ class BrainJEPAHub(
         normalization: str | None = None,
         short_runs: str = "error",
         bad_rois: str = "exclude",
+        clip_sd: float | str | None = "checkpoint",
+        global_signal: str = "checkpoint",
     ) -> Tensor:
         """The centre clip ``[1, R, T]`` of ``series`` ``[R, frames]``, as in pretraining.
 
-        ``target_tr`` (seconds) and ``normalization`` replace the model's own. A series that is too
-        short is refused unless ``short_runs`` is "pad", one with a constant or non-finite ROI
-        unless ``bad_rois`` is "zero"; see :meth:`ClipInput.clip_of_series`.
+        ``target_tr`` (seconds) and ``normalization`` replace the model's own, and so do ``clip_sd``
+        and ``global_signal`` unless they are "checkpoint". A series that is too short is refused
+        unless ``short_runs`` is "pad", one with a constant or non-finite ROI unless ``bad_rois`` is
+        "zero"; see :meth:`ClipInput.clip_of_series`.
         """
         changed = self.clip_input.changed(
             target_tr=target_tr,
             normalization=normalization,
             short_runs=short_runs,
             bad_rois=bad_rois,
+            clip_sd=clip_sd,
+            global_signal=global_signal,
         )
         return changed.clip_of_series(series, tr)
 

@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -294,8 +295,11 @@ def _convert(hint: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        (inner,) = [a for a in args if a is not type(None)]
-        return _convert(inner, value)
+        *others, last = [a for a in args if a is not type(None)]
+        for inner in others:
+            with suppress(_NotAllowed):
+                return _convert(inner, value)
+        return _convert(last, value)
     if origin is Literal:
         if value not in args:
             raise _NotAllowed(value, args)

@@ -25,6 +25,22 @@ def test_state_and_back():
     assert ClipInput.from_state((3, 32), ClipInput((3, 32)).to_state()).normalization is None
 
 
+def test_what_follows_the_normalisation_travels_and_older_states_have_none():
+    cleaned = ClipInput((3, 32), "robust", STATS, clip_sd=8.0, global_signal="remove")
+    state = cleaned.to_state()
+    again = ClipInput.from_state((3, 32), state)
+    assert again.cleaning == {"clip_sd": 8.0, "global_signal": "remove"}
+    assert again.stats.keys() == STATS.keys()
+    assert again.describe_values() == "robust, clamped to +-8, global signal removed"
+    older = {"normalization": {"method": "robust", **STATS}}
+    assert ClipInput.from_state((3, 32), older).cleaning == ClipInput((3, 32)).cleaning
+    assert ClipInput((3, 32)).cleaning == {"clip_sd": None, "global_signal": "keep"}
+    # Another method of normalisation leaves them, and both can be given another value.
+    assert cleaned.changed(normalization="zscore_roi").cleaning == cleaned.cleaning
+    nothing = cleaned.changed(clip_sd=None, global_signal="keep")
+    assert nothing.cleaning == ClipInput((3, 32)).cleaning
+
+
 def test_what_is_given_replaces_what_is_known():
     known = ClipInput((3, 32), "robust", STATS, stride=3)
     assert known.changed().stats is STATS
@@ -52,11 +68,15 @@ def test_what_is_not_known_is_completed_and_nothing_else():
         ({"bad_rois": "drop"}, "one of exclude, zero"),
         ({"stride": 2, "target_tr": 2.0}, "not both"),
         ({"target_tr": 0.0}, "target_tr is 0"),
+        ({"clip_sd": 0.0}, "clip_sd is 0"),
+        ({"clip_sd": float("nan")}, "clip_sd is nan"),
+        ({"global_signal": "removed"}, "Did you mean 'remove'"),
+        ({"crop_size": (1, 32), "global_signal": "remove"}, "one ROI"),
     ],
 )
 def test_values_that_no_clip_can_have_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        ClipInput((3, 32), **options)
+        ClipInput(**{"crop_size": (3, 32)} | options)
 
 
 @pytest.mark.parametrize("method", ["robust", "robust_frames"])
@@ -87,6 +107,19 @@ def test_a_series_is_resampled_padded_and_its_bad_rois_zero():
     torch.testing.assert_close(slow[0, 0].diff(), torch.ones(31))  # slower than asked: as it is
     ramp[2, 5] = torch.nan
     assert not clip_input.clip_of_series(ramp, 2.0)[0, 2].any()
+
+
+def test_a_series_in_memory_is_cleaned_before_it_is_padded():
+    """A bad ROI stays 0 and is no part of the mean; so does what a short run lacks."""
+    options = {"clip_sd": 20.0, "global_signal": "remove"}
+    clip_input = ClipInput((3, 32), "none", None, None, 2.0, "pad", "zero", **options)
+    ramp = torch.arange(16.0) * torch.tensor([[1.0], [2.0], [0.0]])
+    clip = clip_input.clip_of_series(ramp, 2.0)[0]
+    difference = (torch.arange(16.0) - (2 * torch.arange(16.0)).clamp(max=20.0)) / 2
+    torch.testing.assert_close(clip[0, :16], difference)
+    torch.testing.assert_close(clip[1, :16], -difference)
+    assert not clip[2].any()
+    assert not clip[:, 16:].any()
 
 
 def test_a_series_without_a_target_tr_goes_to_two_seconds_and_a_z_score():

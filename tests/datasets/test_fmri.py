@@ -203,6 +203,21 @@ def test_short_runs_are_refused_padded_or_skipped(make_folder, caplog):
     assert not strided[1]["fmri"][0, :, 13:].any()
 
 
+def test_the_global_signal_of_a_run_with_a_bad_roi_and_padding(make_folder):
+    path = make_folder(frames=(60, 25, 60, 60, 60), spoil=spoil_run_1)
+    options = {"short_runs": "pad", "bad_rois": "zero"}
+    plain = clips_of(path, "train", CROP, **options)
+    cleaned = clips_of(path, "train", CROP, clip_sd=1.0, global_signal="remove", **options)
+    before, clip = plain[1]["fmri"][0, :, :25].clamp(-1, 1), cleaned[1]["fmri"][0]
+    good = [r for r in range(12) if r not in (4, 7)]
+    expected = before[good] - before[good].mean(dim=0)
+    torch.testing.assert_close(clip[good, :25], expected)
+    assert not clip[[4, 7]].any()
+    assert not clip[:, 25:].any()
+    again = pickle.loads(pickle.dumps(cleaned))  # as a spawned worker has it
+    assert torch.equal(again[1]["fmri"], cleaned[1]["fmri"])
+
+
 # --- determinism and workers -----------------------------------------------------------------
 
 

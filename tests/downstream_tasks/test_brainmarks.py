@@ -103,6 +103,11 @@ assert out.shape == (1, 450, 160), out.shape
 # One sample every two frames, the centre of 400 frames, in the data's own units (robust 0, 1).
 torch.testing.assert_close(out[0, 0], 40.0 + 2 * torch.arange(160.0), atol=1e-2, rtol=0)
 assert not out[0, 7].any()
+# Clamped there, the ROIs are alike but for the constant one, so that their mean is all they have.
+clamped, _ = create_model({MODEL!r}, ckpt_path={str(checkpoint)!r}, target_tr=2.0, clip_sd=100.0)
+assert clamped(sample)["bold"].max() == 100
+removed, _ = create_model({MODEL!r}, ckpt_path={str(checkpoint)!r}, global_signal="remove")
+assert removed(sample)["bold"].abs().max() < 1e-3
 embeddings = model({{"bold": out[None]}})
 assert embeddings.cls_embeds is None and embeddings.reg_embeds is None
 assert embeddings.patch_embeds.shape == (1, 4500, 24)

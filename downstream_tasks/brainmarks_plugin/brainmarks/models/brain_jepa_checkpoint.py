@@ -72,6 +72,8 @@ def brain_jepa_checkpoint(
     gradient_csv_path: str | Path | None = None,
     target_tr: float | None = None,
     normalization: str | None = None,
+    clip_sd: float | str | None = "checkpoint",
+    global_signal: str = "checkpoint",
     **stated: Any,
 ) -> tuple[BrainJEPATransform, BrainJEPAWrapper]:
     """The model and its transform.
@@ -81,6 +83,7 @@ def brain_jepa_checkpoint(
         gradient_csv_path: for files without gradients; default: ``$BRAIN_JEPA_GRADIENTS``.
         target_tr: seconds; default: that of pretraining, or 2.
         normalization: default: that of pretraining, or zscore_sample.
+        clip_sd, global_signal: default: those of pretraining.
         stated: more arguments of :func:`load_pretrained`, such as ``model_name``.
     """
     ckpt_path = ckpt_path or os.environ.get(CHECKPOINT_VARIABLE)
@@ -97,6 +100,11 @@ def brain_jepa_checkpoint(
         raise UserError(f"{ckpt_path} has {rois} ROIs; Brainmarks has parcellations of {known}.")
     # As Brainmarks does with other models: every sample gets an embedding.
     clip_input = pretrained.clip_input.changed(
-        target_tr=target_tr, normalization=normalization, short_runs="pad", bad_rois="zero"
+        target_tr=target_tr,
+        normalization=normalization,
+        clip_sd=clip_sd,
+        global_signal=global_signal,
+        short_runs="pad",
+        bad_rois="zero",
     )
     return BrainJEPATransform(clip_input), BrainJEPAWrapper(pretrained.encoder, SPACES[rois])
