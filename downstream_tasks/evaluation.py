@@ -94,11 +94,14 @@ class Evaluation:
         )
 
 
-def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
-    """The checkpoint and the data folder, whose ROIs must agree.
+def load_model(
+    config: DownstreamConfig, *, with_predictor: bool = False
+) -> tuple[Pretrained, DataFolder]:
+    """The checkpoint, with its predictor if wanted, and the data folder, whose ROIs must agree.
 
     Raises:
-        UserError: on either that cannot be read, a contradiction, or ROIs in another order.
+        UserError: on either that cannot be read, a contradiction, a predictor that is missing, or
+            ROIs in another order.
     """
     model = config.model
     if model.load_path is None:
@@ -116,6 +119,7 @@ def load_model(config: DownstreamConfig) -> tuple[Pretrained, DataFolder]:
         add_w=model.add_w,
         gradient_csv_path=config.data.gradient_csv_path,
         attn_mode=model.attn_mode,
+        with_predictor=with_predictor,
     )
     folder = DataFolder(config.data.data_path)
     pretrained.check_folder(folder)

@@ -16,6 +16,7 @@ from .datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRun
 from .datasets.normalization import GlobalSignal, Method
 from .masks.spatiotemporal import MaskSettings
 from .models.encoder_spec import EncoderSpec
+from .models.predictor_spec import PredictorSpec
 from .models.vision_transformer import SIZES
 from .utils.errors import UserError
 from .utils.yaml_config import (
@@ -205,6 +206,11 @@ class Config:
             init=self.meta.init,
             patch_embed_std=self.meta.patch_embed_std,
         )
+
+    @property
+    def predictor_spec(self) -> PredictorSpec:
+        """What the predictor is built of."""
+        return PredictorSpec(self.encoder_spec, self.meta.pred_emb_dim, self.meta.pred_depth)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to YAML and into checkpoints."""

@@ -15,7 +15,6 @@ from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from .datasets.roi_features import load_gradients
 from .masks.collator import SpatiotemporalMaskCollator
 from .models.jepa import Networks
-from .models.vision_transformer import VisionTransformerPredictor
 from .pretrained.file_kinds import kind_of, may_lack
 from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from .utils.distributed import Ranks
@@ -107,18 +106,10 @@ def init_model(config: Config, roi_features: Tensor | None, device: torch.device
         attn_mode=config.meta.attn_mode,
         gradient_checkpointing=config.meta.gradient_checkpointing,
     )
-    predictor = VisionTransformerPredictor(
-        num_patches=encoder.num_patches,
-        num_patches_2d=encoder.num_patches_2d,
-        embed_dim=encoder.embed_dim,
-        predictor_embed_dim=config.meta.pred_emb_dim,
-        depth=config.meta.pred_depth,
-        num_heads=encoder.num_heads,
-        gradient_pos_embed=None if roi_features is None else roi_features[None],
+    predictor = config.predictor_spec.build(
+        roi_features,
         attn_mode=config.meta.attn_mode,
-        add_w=config.meta.add_w,
         gradient_checkpointing=config.meta.gradient_checkpointing,
-        init_scheme=config.meta.init,
     )
     target_encoder = copy.deepcopy(encoder).requires_grad_(False)
     return Networks(encoder.to(device), predictor.to(device), target_encoder.to(device))

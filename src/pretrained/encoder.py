@@ -4,10 +4,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..datasets.clip_input import ClipInput
 from ..datasets.fmri import FMRIDataset
@@ -21,9 +21,12 @@ from ..datasets.published_rois import (
     out_of_place,
 )
 from ..models.encoder_spec import EncoderSpec
-from ..models.vision_transformer import VisionTransformer
+from ..models.predictor_spec import PredictorSpec
+from ..models.vision_transformer import VisionTransformer, VisionTransformerPredictor
 from ..utils.errors import UserError
 from .file_kinds import Kind
+
+Network = TypeVar("Network", bound=nn.Module)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Pretrained:
         split: part -> ids of its people, of the same files; an export leaves it out.
         training_people: hashes (:func:`src.utils.person_ids.hash_ids`) of the people it was
             pretrained on, ``None`` where the file does not say.
+        predictor, predictor_spec: the frozen predictor and what it is built of, where it was asked
+            for (``load_pretrained(..., with_predictor=True)``).
         split_stats: ``median`` and ``iqr`` of the training people of an evaluation's split, for
             robust methods of whose statistics ``clip_input`` holds none.
     """
@@ -63,6 +68,8 @@ class Pretrained:
     split: dict[str, list[str]] | None = None
     training_people: Tensor | None = None
     split_stats: Mapping[str, Any] | None = None
+    predictor: VisionTransformerPredictor | None = None
+    predictor_spec: PredictorSpec | None = None
 
     @property
     def gradients(self) -> Tensor | None:
@@ -102,6 +109,14 @@ class Pretrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return freeze(self.encoder_spec.build(self.gradients, attn_mode=self.attn_mode))
+
+    def untrained_networks(self, seed: int) -> tuple[VisionTransformer, VisionTransformerPredictor]:
+        """Encoder and predictor as a pretraining with ``seed`` begins with them, frozen."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = self.encoder_spec.build(self.gradients, attn_mode=self.attn_mode)
+            predictor = self.predictor_spec.build(self.gradients, attn_mode=self.attn_mode)
+        return freeze(encoder), freeze(predictor)
 
     def check_folder(self, folder: DataFolder) -> str | None:
         """Compare the folder's ROIs with those of the checkpoint, in order.
@@ -166,6 +181,6 @@ class Pretrained:
         )
 
 
-def freeze(encoder: VisionTransformer) -> VisionTransformer:
+def freeze(network: Network) -> Network:
     """Evaluation mode, no gradients."""
-    return encoder.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)

@@ -51,7 +51,7 @@ class CheckpointContents:
         head: ``fc_norm.*`` and ``head.*`` of a fine-tuned network, else empty.
         task: what the outputs of the head mean.
         split: part -> ids of the people of the fine-tuning.
-        predictor_size: (depth, width) of the predictor, where there is one.
+        predictor: weights of the predictor under its own names; empty where there is none.
         epoch: epochs done, in the count of the program that wrote the file.
     """
 
@@ -67,7 +67,7 @@ class CheckpointContents:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     task: dict[str, Any] | None = None
     split: dict[str, list[str]] | None = None
-    predictor_size: tuple[int, int] | None = None
+    predictor: Mapping[str, Tensor] = field(default_factory=dict)
     epoch: int | None = None
 
     @property
@@ -75,6 +75,18 @@ class CheckpointContents:
         """G of the ROI features that the encoder was trained with; ``None`` if with none."""
         projection = self.encoder.get(_PROJECTION)
         return None if projection is None else projection.shape[1]
+
+    @property
+    def predictor_size(self) -> dict[str, Any] | None:
+        """Fields of :class:`PredictorSpec` but for the encoder's; ``None`` without predictor."""
+        if not self.predictor:
+            return None
+        blocks = {n.split(".")[1] for n in self.predictor if n.startswith("predictor_blocks.")}
+        return {
+            "embed_dim": self.predictor["predictor_embed.weight"].shape[0],
+            "depth": len(blocks),
+            "signal_head": "signal_head.weight" in self.predictor,
+        }
 
 
 def kind_of(state: Mapping[str, Any]) -> Kind:
@@ -125,7 +137,7 @@ def read_pretraining(state: Mapping[str, Any], path: Path, network: str) -> Chec
         encoder=encoder,
         spec=spec,
         **_provenance(state, spec["crop_size"]),
-        predictor_size=_predictor_size(state),
+        predictor=_predictor(state, path),
         epoch=state.get("epoch"),
     )
 
@@ -140,7 +152,7 @@ def read_release(state: Mapping[str, Any], path: Path, network: str) -> Checkpoi
         encoder=encoder,
         spec=spec,
         clip_input=ClipInput(spec["crop_size"]),
-        predictor_size=_predictor_size(state),
+        predictor=_predictor(state, path),
         epoch=state.get("epoch"),
     )
 
@@ -248,13 +260,12 @@ def _weights(state: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Ten
     return state[key]
 
 
-def _predictor_size(state: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(depth, width) of the predictor, if the file holds its weights."""
-    weights = {name.removeprefix(PREFIX): w for name, w in state.get("predictor", {}).items()}
-    if not weights:
-        return None
-    blocks = {name.split(".")[1] for name in weights if name.startswith("predictor_blocks.")}
-    return len(blocks), weights["predictor_embed.weight"].shape[0]
+def _predictor(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Weights of the predictor under its own names; empty if the file holds none."""
+    if "predictor" not in state:
+        return {}
+    weights = _weights(state, "predictor", path)
+    return {name.removeprefix(PREFIX): value for name, value in weights.items()}
 
 
 def _provenance(stated: Mapping[str, Any], crop_size: tuple[int, int]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..datasets.roi_features import load_gradients
 from ..models.encoder_spec import EncoderSpec
 from ..models.pos_embed import GRADIENTS
+from ..models.predictor_spec import PredictorSpec
 from ..models.vision_transformer import SIZES
 from ..utils.checkpoint import find_checkpoint, load_checkpoint, load_network
 from ..utils.errors import UserError, nearest
@@ -45,6 +46,7 @@ def load_pretrained(
     add_w: str | None = None,
     gradient_csv_path: str | Path | None = None,
     attn_mode: str = "sdpa",
+    with_predictor: bool = False,
 ) -> Pretrained:
     """Load the encoder of a checkpoint file, of a pretraining run's folder, or of an export.
 
@@ -55,13 +57,14 @@ def load_pretrained(
         gradient_csv_path: gradients or centroids, for files that do not hold them; by default those
             that the config of the run, beside the file, names.
         attn_mode: of the encoder built; it changes speed, not results.
+        with_predictor: load the predictor too, which files of a pretraining hold.
         model_name, num_heads, crop_size, patch_size, pred_depth, pred_emb_dim, add_w: what the
             caller believes; compared with the file, and used only where that does not say. The
             predictor (``pred_``) is not used, so that a difference there is only logged.
 
     Raises:
-        UserError: on a file that cannot be read or holds no encoder, on a contradiction, and where
-            neither file nor flags say what is needed.
+        UserError: on a file that cannot be read or holds no encoder, or no predictor if that is
+            wanted, on a contradiction, and where neither file nor flags say what is needed.
     """
     contents = read_checkpoint(path, which, load_epoch)
     path = contents.path
@@ -76,6 +79,12 @@ def load_pretrained(
     gradients = _choose_gradients(contents, gradient_csv_path)
     encoder = spec.build(gradients, attn_mode=attn_mode)
     load_network(encoder, contents.encoder, path, "encoder", may_lack(contents.kind))
+    predictor_spec = predictor = None
+    if with_predictor:
+        predictor_spec = _spec_of_predictor(contents, spec)
+        predictor = predictor_spec.build(gradients, attn_mode=attn_mode)
+        load_network(predictor, contents.predictor, path, "predictor", may_lack(contents.kind))
+        freeze(predictor)
     return Pretrained(
         encoder=freeze(encoder),
         encoder_spec=spec,
@@ -90,6 +99,8 @@ def load_pretrained(
         task=contents.task,
         split=contents.split,
         training_people=contents.training_people,
+        predictor=predictor,
+        predictor_spec=predictor_spec,
     )
 
 
@@ -108,6 +119,17 @@ def read_checkpoint(
         return read_export(path)
     path = find_checkpoint(path, load_epoch)
     return read_file(load_checkpoint(path), path, network)
+
+
+def _spec_of_predictor(contents: CheckpointContents, encoder: EncoderSpec) -> PredictorSpec:
+    size = contents.predictor_size
+    if size is None:
+        what = contents.kind.replace("_", " ")
+        raise UserError(
+            f"checkpoint {contents.path} ({what}) holds no predictor, which only files of a "
+            "pretraining do: give that one, such as jepa-latest.pth.tar of its run."
+        )
+    return PredictorSpec(encoder, **size)
 
 
 # --- flags against the file ----------------------------------------------------------------------
@@ -160,9 +182,10 @@ def _compare_predictor(
     contents: CheckpointContents, pred_depth: int | None, pred_emb_dim: int | None
 ) -> None:
     """Log a difference: the release's scripts pass 12 for a predictor of depth 6."""
-    names = ("pred_depth", "pred_emb_dim")
-    for name, flag, known in zip(
-        names, (pred_depth, pred_emb_dim), contents.predictor_size or (None, None), strict=True
+    size = contents.predictor_size or {}
+    for name, flag, known in (
+        ("pred_depth", pred_depth, size.get("depth")),
+        ("pred_emb_dim", pred_emb_dim, size.get("embed_dim")),
     ):
         if None not in (flag, known) and flag != known:
             logger.info(

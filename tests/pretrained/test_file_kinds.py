@@ -64,8 +64,9 @@ def test_of_the_release_only_weights_and_a_command_line_are_known(files):
     assert contents.clip_input.normalization is contents.clip_input.sampling is None
     assert contents.roi_labels is contents.atlas is contents.training_people is None
     assert contents.n_components == 6
-    assert contents.predictor_size == (2, 24)
-    assert read(files["pretraining"]).predictor_size == (1, 16)
+    size = {"embed_dim": 24, "depth": 2, "signal_head": False}
+    assert contents.predictor_size == size
+    assert read(files["pretraining"]).predictor_size == size | {"embed_dim": 16, "depth": 1}
     state = load_checkpoint(files["fine_tuned_release"])
     state["args"].use_normalization, state["args"].downsample = True, True
     state["args"].model_name = "vit_base"
