@@ -299,6 +299,13 @@ ROWS = [
     ),
     (
         "downstream_tasks/features/connectivity.py",
+        "lagged = scaled[:, 1:] @ scaled[:, :-1].T / max(1, scaled.shape[1] - 1)",
+        "lagged = scaled[:, :-1] @ scaled[:, 1:].T / max(1, scaled.shape[1] - 1)",
+        "tests/downstream_tasks/features/test_connectivity.py::test_lagged_correlation_and_autocorrelation_by_hand",
+        "which ROI of a lagged correlation comes first",
+    ),
+    (
+        "downstream_tasks/features/connectivity.py",
         "max(np.trace(of_series), np.finfo(float).tiny)",
         "1",
         "tests/downstream_tasks/features/test_connectivity.py::test_coskewness_weighs_every_person_alike",

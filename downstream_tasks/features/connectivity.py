@@ -1,7 +1,8 @@
 """Connectivity of other kinds than plain correlation, each of ROIs that are z-scored in time.
 
-Two kinds have a reference, which is fitted on the training series: a fit is given a sequence of
-them, each read when it is asked for, and returns the function of a series.
+Of a series that was put together of clips, a few pairs of frames that a lag or a window joins are
+not neighbours. Two kinds have a reference, which is fitted on the training series: a fit is given a
+sequence of them, each read when it is asked for, and returns the function of a series.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ _MAX_REFERENCE = 500
 
 _MAX_DIRECTIONS = 100
 
+_WINDOW = 8  # frames, over which power is measured
+
 
 def partial_correlation(series: np.ndarray) -> np.ndarray:
     """Partial correlations between the ROIs of ``[R, T]``, Fisher z, ``[R (R - 1) / 2]``.
@@ -28,6 +31,38 @@ def partial_correlation(series: np.ndarray) -> np.ndarray:
 
     partial = prec_to_partial(np.linalg.inv(_covariance(series)))
     return fisher_z(partial[np.triu_indices(len(partial), k=1)])
+
+
+def lagged_correlation(series: np.ndarray) -> np.ndarray:
+    """Correlation of each ROI of ``[R, T]`` with each ROI one frame later, ``[R R]``.
+
+    Entry ``i R + j`` is of ROI j, and of ROI i a frame later. These are what a linear
+    autoregression of order 1 is estimated from, beside FC.
+    """
+    scaled = _zscore(series)
+    lagged = scaled[:, 1:] @ scaled[:, :-1].T / max(1, scaled.shape[1] - 1)
+    return lagged.astype(np.float32).ravel()
+
+
+def autocorrelation(series: np.ndarray) -> np.ndarray:
+    """Correlation of each ROI of ``[R, T]`` with itself one frame later, ``[R]``."""
+    scaled = _zscore(series)
+    return (scaled[:, 1:] * scaled[:, :-1]).sum(1).astype(np.float32) / max(1, scaled.shape[1] - 1)
+
+
+def power_covariance(series: np.ndarray) -> np.ndarray:
+    """Covariance of the power of ROIs over windows of 8 frames, ``[R (R + 1) / 2]``.
+
+    A shorter series is one window, without variance. Power is the SD of the z-scored ROI in a
+    window. It tells who is loud together with whom, and how much that varies: what dynamic
+    connectivity is about, and FC does not hold.
+    """
+    scaled = _zscore(series)
+    window = min(_WINDOW, scaled.shape[1])
+    whole = scaled.shape[1] // window * window
+    power = scaled[:, :whole].reshape(len(scaled), -1, window).std(axis=2)
+    covariance = np.atleast_2d(np.cov(power, bias=True))
+    return covariance[np.triu_indices(len(scaled))].astype(np.float32)
 
 
 def fit_tangent(training: Sequence[np.ndarray]) -> Features:

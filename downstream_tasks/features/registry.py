@@ -143,6 +143,27 @@ REGISTRY: dict[str, Representation] = {
             fitted=True,
         ),
         Representation(
+            "lagged_fc",
+            "Lagged FC (one frame)",
+            "baseline",
+            "run",
+            connectivity.lagged_correlation,
+        ),
+        Representation(
+            "autocorrelation",
+            "ROI autocorrelation (one frame)",
+            "baseline",
+            "run",
+            connectivity.autocorrelation,
+        ),
+        Representation(
+            "power_covariance",
+            "Covariance of power (windows)",
+            "baseline",
+            "run",
+            connectivity.power_covariance,
+        ),
+        Representation(
             "fc_clips",
             "FC of the clips",
             "baseline",

@@ -156,7 +156,7 @@ def write_known_truth(
     valid: int = 16,
     test: int = 0,
     n_rois: int = 90,
-    frames: int = 240,
+    frames: int = 256,
     tr: float = 2.0,
     group_fc: str = "brainspace",
     effect: float = 2.0,
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--valid", type=int, default=16, help="people for the learning monitors")
     parser.add_argument("--test", type=int, default=0, help="people of no pretraining")
     parser.add_argument("--n_rois", type=int, default=90, help="ROIs; brainspace: 450, 150 or 90")
-    parser.add_argument("--frames", type=int, default=240, help="frames of a run")
+    parser.add_argument("--frames", type=int, default=256, help="frames of a run")
     parser.add_argument("--tr", type=float, default=2.0, help="repetition time, seconds")
     parser.add_argument("--group_fc", choices=("brainspace", "model"), default="brainspace",
                         help="brainspace: real cortical FC")  # fmt: skip

@@ -113,3 +113,33 @@ def test_a_constant_roi_is_on_its_own(people, name):
         assert np.isfinite(features).all()
         assert features.dtype == np.float32
         assert np.abs(features).max() < 6
+
+
+def test_lagged_correlation_and_autocorrelation_by_hand(people):
+    for series in people[:2]:
+        z = zscored(series)
+        by_hand = [
+            [sum(z[i, t + 1] * z[j, t] for t in range(T - 1)) / (T - 1) for j in range(R)]
+            for i in range(R)
+        ]
+        found = connectivity.lagged_correlation(series)
+        np.testing.assert_allclose(found.reshape(R, R), by_hand, atol=1e-6)
+        np.testing.assert_allclose(
+            connectivity.autocorrelation(series), np.diag(by_hand), atol=1e-6
+        )
+
+
+def test_power_covariance_by_hand(people):
+    z = zscored(people[0])
+    power = np.array([[z[r, 8 * w : 8 * w + 8].std() for w in range(6)] for r in range(R)])
+    centred = power - power.mean(1, keepdims=True)
+    by_hand = (centred @ centred.T / 6)[np.triu_indices(R)]
+    np.testing.assert_allclose(connectivity.power_covariance(people[0]), by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lagged_fc", "autocorrelation", "power_covariance"])
+@pytest.mark.parametrize("frames", [1, 7, 8, 40])
+def test_dynamics_of_short_series_and_constant_rois_are_finite(people, name, frames):
+    series = people[0][:, :frames].copy()
+    series[1] = 3.0
+    assert np.isfinite(REGISTRY[name].function(series)).all()
