@@ -31,9 +31,9 @@ from src.datasets.folder import DataFolder  # noqa: E402
 from src.datasets.prepare.gradients import diffusion_gradients  # noqa: E402
 from src.datasets.prepare.population import FAMILIES, Population, make_atlas  # noqa: E402
 from src.datasets.roi_features import load_gradients  # noqa: E402
-from src.masks.collator import SpatiotemporalMaskCollator  # noqa: E402
+from src.masks.collator import MaskCollator  # noqa: E402
 from src.masks.draw import BLOCK_COLORS, block_grid, rows_by_block  # noqa: E402
-from src.masks.spatiotemporal import MaskSettings  # noqa: E402
+from src.masks.spatiotemporal import SpatiotemporalMasks  # noqa: E402
 from src.utils.errors import UserError, run_main  # noqa: E402
 
 INK, MUTED, FRAME, PAPER = "#24292f", "#6e7781", "#d0d7de", "#ffffff"
@@ -126,7 +126,9 @@ def draw_method(path: Path) -> None:
 
     grid = inset(figure, 3.75, 1.75, 2.35, 2.75)
     colors = ListedColormap(list(BLOCK_COLORS.values()))
-    grid.imshow(codes, cmap=colors, vmin=0, vmax=4, aspect="auto", interpolation="nearest")
+    grid.imshow(
+        codes, cmap=colors, vmin=0, vmax=colors.N - 1, aspect="auto", interpolation="nearest"
+    )
     name_blocks(grid, codes)
     title(axes, 4.925, 4.98, "spatiotemporal mask", "ROIs rearranged to show blocks")
     kinds = r"$\alpha$ Cross-ROI   $\beta$ Cross-Time   $\gamma$ Double-Cross"
@@ -175,7 +177,7 @@ def draw_method(path: Path) -> None:
 
 def clear_mask(n_rois: int, n_patches: int) -> np.ndarray:
     """Block codes [R, P], rows rearranged, of a mask whose parts are all large enough to see."""
-    collator = SpatiotemporalMaskCollator(MaskSettings(n_rois, n_patches))
+    collator = MaskCollator(SpatiotemporalMasks(n_rois, n_patches))
     for step in range(20_000):
         sizes = collator.sizes(step)
         if (sizes.context_columns, sizes.alpha_columns, sizes.margin_columns) != (6, 3, 2) or min(

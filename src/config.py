@@ -14,12 +14,17 @@ from typing import Annotated, Any, Literal
 
 from .datasets.clip_input import DOWNSAMPLE_STRIDE, BadRois, ClipInput, ShortRuns
 from .datasets.normalization import GlobalSignal, Method
-from .masks.spatiotemporal import MaskSettings
+from .masks.batch import MaskMode
+from .masks.forecast import ForecastMasks
+from .masks.modes import MIXED, MODES
+from .masks.roi import RoiMasks
+from .masks.spatiotemporal import SpatiotemporalMasks
 from .models.encoder_spec import EncoderSpec
 from .models.predictor_spec import PredictorSpec
 from .models.vision_transformer import SIZES
 from .utils.errors import UserError
 from .utils.yaml_config import (
+    NOT_EMPTY,
     Count,
     Fraction,
     Limit,
@@ -43,17 +48,18 @@ Momenta = Annotated[
     tuple[Fraction, Fraction],
     Limit("the first not above the last", lambda pair: pair[0] <= pair[1]),
 ]
+MixedModes = Annotated[tuple[Annotated[str, one_of(MODES)], ...], NOT_EMPTY]
 FileNamePart = Annotated[str, Limit("a part of a file name", lambda text: "/" not in text)]
 
 # Keys of the release that are not keys here: what each becomes, and what its values mean.
 STANDARDIZATION = ("data.normalization", {False: "robust", True: "zscore_sample"})  # method 7
-MASKS = "the spatiotemporal masks of method 6, the only ones here"
-RELEASE_KEYS: dict[str, tuple[str | None, dict[Any, Any]]] = {
+RELEASE_KEYS: dict[str, tuple[str, dict[Any, Any]]] = {
     "meta.use_standatdization": STANDARDIZATION,
     "meta.use_standardization": STANDARDIZATION,
     "meta.checkpoint_activations": ("meta.gradient_checkpointing", {False: False, True: True}),
-    "meta.mask_mode": (None, {"roi_mask": MASKS, "spatiotemporal": MASKS}),
 }
+# Values of the release that have other names here; the key is the same.
+RELEASE_VALUES: dict[str, dict[str, str]] = {"meta.mask_mode": {"roi_mask": "spatiotemporal"}}
 
 logger = logging.getLogger(__name__)
 
@@ -100,16 +106,24 @@ class LoggingConfig:
 
 @dataclass
 class MaskConfig:
-    """The observation and target blocks, as :class:`MaskSettings` describes them (method 6)."""
+    """Patches, and the blocks of each of the :data:`MODES`, whose classes describe them.
+
+    Only the keys of the mode that ``meta.mask_mode`` names have an effect and are checked.
+    """
 
     patch_size: Count = 16  # frames
-    min_keep: Count = MaskSettings.min_keep
-    allow_overlap: bool = MaskSettings.allow_overlap
-    enc_mask_scale: Range = MaskSettings.enc_mask_scale
-    pred_mask_R_scale: Range = MaskSettings.pred_mask_R_scale
-    pred_mask_T_roi_scale: Range = MaskSettings.pred_mask_T_roi_scale
-    pred_mask_R_roi_scale: Range = MaskSettings.pred_mask_R_roi_scale
-    pred_mask_T_scale: Range = MaskSettings.pred_mask_T_scale
+    min_keep: Count = SpatiotemporalMasks.min_keep
+    allow_overlap: bool = SpatiotemporalMasks.allow_overlap
+    enc_mask_scale: Range = SpatiotemporalMasks.enc_mask_scale
+    pred_mask_R_scale: Range = SpatiotemporalMasks.pred_mask_R_scale
+    pred_mask_T_roi_scale: Range = SpatiotemporalMasks.pred_mask_T_roi_scale
+    pred_mask_R_roi_scale: Range = SpatiotemporalMasks.pred_mask_R_roi_scale
+    pred_mask_T_scale: Range = SpatiotemporalMasks.pred_mask_T_scale
+    roi_visible_scale: Range = RoiMasks.roi_visible_scale
+    roi_target_scale: Range = RoiMasks.roi_target_scale
+    forecast_roi_scale: Range = ForecastMasks.forecast_roi_scale
+    forecast_patches: Count = ForecastMasks.forecast_patches
+    mixed_modes: MixedModes = ("roi", "forecast")  # they alternate by micro-step
 
 
 @dataclass
@@ -123,6 +137,7 @@ class MetaConfig:
     pred_depth: Count = 6
     pred_emb_dim: Count = 384
     attn_mode: Literal["normal", "sdpa", "flash_attn"] = "sdpa"
+    mask_mode: Annotated[str, one_of((*MODES, MIXED))] = "spatiotemporal"
     add_w: Literal["mapping", "origin", "anatomical"] = "mapping"
     init: Literal["release", "fan_in"] = "release"
     patch_embed_std: Positive = 0.02
@@ -168,10 +183,21 @@ class Config:
         rois, frames = self.data.crop_size
         return rois, frames // self.mask.patch_size
 
-    def make_mask_settings(self) -> MaskSettings:
-        """The grid and the blocks of :class:`MaskConfig`, which check each other."""
-        blocks = {key: value for key, value in vars(self.mask).items() if key != "patch_size"}
-        return MaskSettings(*self.grid, **blocks)
+    def make_mask_modes(self) -> list[MaskMode]:
+        """The grid and the blocks of the mode that is set, or of those that alternate; checked."""
+        mode = self.meta.mask_mode
+        names = self.mask.mixed_modes if mode == MIXED else [mode]
+        return [
+            MODES[name](
+                *self.grid,
+                **{
+                    field.name: getattr(self.mask, field.name)
+                    for field in dataclasses.fields(MODES[name])
+                    if hasattr(self.mask, field.name)
+                },
+            )
+            for name in names
+        ]
 
     @property
     def encoder_size(self) -> dict[str, int]:
@@ -235,14 +261,14 @@ def config_from_dict(
     config = from_dict(Config, values, where)
     check_relations(config, _relations(config), where)
     try:
-        config.make_mask_settings()
+        config.make_mask_modes()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return config
 
 
 def _translate_release_keys(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Replace :data:`RELEASE_KEYS` by what they mean here, and say so; keys of ours win."""
+    """Replace what the release says by what it means here, and say so; keys of ours win."""
     if not all(isinstance(section, dict) for section in values.values()):
         return values  # from_dict says which is no section
     for old, (new, meanings) in RELEASE_KEYS.items():
@@ -254,14 +280,19 @@ def _translate_release_keys(values: dict[str, Any], where: str) -> dict[str, Any
             allowed = ", ".join(map(_as_yaml, meanings))
             raise UserError(f"{where}: {old} is {value!r}; allowed: {allowed}.")
         meaning = meanings[value]
-        if new is not None:
-            new_section, new_key = new.split(".")
-            if new_key in values.get(new_section, {}):
-                logger.warning("%s: %s has no effect beside %s", where, old, new)
-                continue
-            values = merge(values, nested(new, meaning))
-            meaning = f"{new}: {_as_yaml(meaning)}"
+        new_section, new_key = new.split(".")
+        if new_key in values.get(new_section, {}):
+            logger.warning("%s: %s has no effect beside %s", where, old, new)
+            continue
+        values = merge(values, nested(new, meaning))
+        meaning = f"{new}: {_as_yaml(meaning)}"
         logger.info("%s: %s: %s means %s", where, old, _as_yaml(value), meaning)
+    for name, meanings in RELEASE_VALUES.items():
+        section, key = name.split(".")
+        value = values.get(section, {}).get(key)
+        if isinstance(value, str) and value in meanings:
+            values = merge(values, nested(name, meanings[value]))
+            logger.info("%s: %s: %s means %s", where, name, value, meanings[value])
     return values
 
 

@@ -13,7 +13,7 @@ from .datasets.clip_input import ClipInput
 from .datasets.fmri import FMRIDataset
 from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from .datasets.roi_features import load_gradients
-from .masks.collator import SpatiotemporalMaskCollator
+from .masks.collator import MaskCollator
 from .models.jepa import Networks
 from .pretrained.file_kinds import kind_of, may_lack
 from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
@@ -36,9 +36,9 @@ def init_dataset(
     return FMRIDataset(config.data.data_dir, split, clip_input, clips=clips, seed=config.meta.seed)
 
 
-def init_collator(config: Config, seed: int, rank: int = 0) -> SpatiotemporalMaskCollator:
+def init_collator(config: Config, seed: int, rank: int = 0) -> MaskCollator:
     """Return the collator that draws the masks of the config."""
-    return SpatiotemporalMaskCollator(config.make_mask_settings(), seed=seed, rank=rank)
+    return MaskCollator(*config.make_mask_modes(), seed=seed, rank=rank)
 
 
 def init_sampler(
@@ -62,7 +62,7 @@ def init_loader(
     config: Config,
     dataset: FMRIDataset,
     sampler: MicroBatchSampler,
-    collator: SpatiotemporalMaskCollator,
+    collator: MaskCollator,
     device: torch.device,
 ) -> DataLoader:
     """Return the loader of micro-batches with their masks."""

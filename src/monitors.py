@@ -273,7 +273,7 @@ def people_apart(people: np.ndarray) -> np.ndarray:
 def fixed_masks(config: Config) -> list[tuple[Tensor, Tensor]]:
     """The same few masks at every measurement, other than the training's."""
     collator = init_collator(config, seed=config.meta.seed + 1)
-    drawn = [collator.sample(1, step=k) for k in range(N_MASKS)]
+    drawn = collator.examples(N_MASKS)
     return [(torch.from_numpy(m.context[0]), torch.from_numpy(m.targets[0])) for m in drawn]
 
 

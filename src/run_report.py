@@ -10,9 +10,9 @@ import yaml
 from .config import Config
 from .datasets.fmri import FMRIDataset
 from .datasets.micro_batches import MicroBatchSampler
-from .masks.collator import SpatiotemporalMaskCollator
+from .masks.batch import MaskBatch
+from .masks.collator import MaskCollator
 from .masks.draw import draw_masks
-from .masks.spatiotemporal import MaskBatch
 from .models.jepa import Networks
 from .monitors import COLUMNS, Monitors, verdict
 from .pretrain_state import PretrainState
@@ -28,7 +28,7 @@ from .utils.progress import ProgressBar
 logger = logging.getLogger(__name__)
 
 SLOWEST_SAMPLING = 3.5  # seconds; the slowest TR of the paper's cohorts is 3 s
-N_DRAWN = 6  # steps whose masks are drawn, to show how sizes vary
+N_DRAWN = 6  # micro-steps whose masks are drawn, to show how sizes vary
 # The release's columns, then ours.
 CSV_COLUMNS = (
     "epoch",
@@ -56,7 +56,7 @@ def report_start(
     state: PretrainState,
     dataset: FMRIDataset,
     monitors: Monitors,
-    collator: SpatiotemporalMaskCollator,
+    collator: MaskCollator,
     sampler: MicroBatchSampler,
     networks: Networks,
     ranks: Ranks,
@@ -68,7 +68,7 @@ def report_start(
     """
     folder = Path(config.logging.folder)
     _describe_start(state, folder)
-    masks = [collator.sample(1, step) for step in range(N_DRAWN)]
+    masks = collator.examples(N_DRAWN)
     draw_masks(masks, config.grid, folder / "masks.png")
     _describe_run(config, dataset, len(monitors.held_out), sampler, networks, ranks)
     _describe_memory(config, networks, masks, ranks)
@@ -233,7 +233,7 @@ def _describe_memory(
     through the target encoder, which sees all tokens and keeps none.
     """
     bfloat16 = config.meta.use_bfloat16 and has_bfloat16(ranks.device)
-    context = max(batch.context.shape[1] for batch in masks)
+    context = max(batch.seen.shape[1] for batch in masks)
     hidden = max(batch.targets.shape[1] for batch in masks)
     encoder, predictor, target = (
         Blocks.from_modules(

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from src.config import Config, config_from_dict, load_config
-from src.masks.spatiotemporal import MaskSettings
+from src.masks.forecast import ForecastMasks
+from src.masks.roi import RoiMasks
+from src.masks.spatiotemporal import SpatiotemporalMasks
 from src.utils.errors import UserError
 from src.utils.yaml_config import key_names
 
@@ -23,11 +25,55 @@ def test_shipped_configs_load_and_every_line_is_commented(path):
         assert "#" in line or re.fullmatch(r"\w+:|    - .+", line), line
 
 
-def test_mask_defaults_are_those_of_the_mask_settings():
-    config = config_from_dict({"data": {"crop_size": [450, 160]}}, "empty.yaml")
-    assert config.make_mask_settings() == MaskSettings(450, 10)
-    overlapping = config_from_dict({"mask": {"allow_overlap": True, "min_keep": 7}}, "new.yaml")
-    assert overlapping.make_mask_settings() == MaskSettings(450, 10, min_keep=7, allow_overlap=True)
+def test_mask_defaults_are_those_of_the_modes():
+    for mode, expected in {
+        "spatiotemporal": [SpatiotemporalMasks(450, 10)],
+        "roi": [RoiMasks(450, 10)],
+        "forecast": [ForecastMasks(450, 10)],
+        "mixed": [RoiMasks(450, 10), ForecastMasks(450, 10)],
+    }.items():
+        values = {"data": {"crop_size": [450, 160]}, "meta": {"mask_mode": mode}}
+        assert config_from_dict(values, "empty.yaml").make_mask_modes() == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["mask.allow_overlap=true", "mask.min_keep=7"],
+            [SpatiotemporalMasks(450, 10, min_keep=7, allow_overlap=True)],
+        ),
+        (
+            [
+                *("meta.mask_mode=roi", "mask.roi_visible_scale=[0.2, 0.3]"),
+                *("mask.roi_target_scale=[0.1, 0.5]", "mask.min_keep=9"),
+            ],
+            [RoiMasks(450, 10, (0.2, 0.3), (0.1, 0.5), min_keep=9)],
+        ),
+        (
+            [
+                *("meta.mask_mode=mixed", "mask.mixed_modes=[forecast, spatiotemporal, forecast]"),
+                *("mask.forecast_roi_scale=[0.2, 0.3]", "mask.forecast_patches=2"),
+            ],
+            [
+                ForecastMasks(450, 10, (0.2, 0.3), 2),
+                SpatiotemporalMasks(450, 10),
+                ForecastMasks(450, 10, (0.2, 0.3), 2),
+            ],
+        ),
+    ],
+)
+def test_mask_keys_reach_the_mode(overrides, expected):
+    assert load_config(PUBLISHED, overrides).make_mask_modes() == expected
+
+
+def test_mask_keys_of_a_mode_that_is_not_used_are_not_asked(caplog):
+    overrides = ["mask.forecast_patches=99", "mask.roi_visible_scale=[0.9, 0.9]"]
+    load_config(PUBLISHED, overrides)
+    load_config(PUBLISHED, ["meta.mask_mode=roi", "mask.enc_mask_scale=[1.0, 0.5]"])
+    assert not caplog.messages
+    with pytest.raises(UserError, match=r"mask\.forecast_patches is 99"):
+        load_config(PUBLISHED, ["meta.mask_mode=mixed", overrides[0]])
 
 
 def test_the_published_configs_show_only_their_differences():
@@ -102,6 +148,17 @@ def test_what_is_written_is_what_is_read():
         (
             "mask.pred_mask_T_scale=[0, 1.4]",
             ["mask.pred_mask_T_scale", "1.4", "0 <= min <= max <= 1"],
+        ),
+        ("meta.mask_mode=forcast", ["meta.mask_mode is 'forcast'", "Did you mean 'forecast'?"]),
+        ("meta.mask_mode=mixed mask.mixed_modes=[]", ["mask.mixed_modes is []", "not empty"]),
+        ("mask.mixed_modes=[roi, mixed]", ["mask.mixed_modes is ['roi', 'mixed']", "one of"]),
+        (
+            "meta.mask_mode=roi mask.roi_visible_scale=[0.8, 0.8]",
+            ["mask.roi_visible_scale", "360 visible and 112 target ROIs are more than the 450"],
+        ),
+        (
+            "meta.mask_mode=forecast mask.forecast_patches=10",
+            ["mask.forecast_patches is 10", "between 1 and 9"],
         ),
         ("optimization.lr=fast", ["optimization.lr", "'fast'", "a finite number"]),
         ("optimization.ema=[1.0, 0.9]", ["optimization.ema", "[1.0, 0.9]"]),

@@ -10,6 +10,7 @@ from torch import nn
 from src import monitors
 from src.config import config_from_dict
 from src.helper import Networks, init_collator
+from src.masks.modes import MODES
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
 from src.utils import progress
@@ -377,6 +378,17 @@ def test_a_predictor_that_ignores_its_context_never_learns():
         above += values["r2"] > 0
         assert monitors.verdict(values, values).startswith("NOT LEARNING")
     assert above > 8
+
+
+def test_fixed_masks_show_every_mode():
+    values = {"meta": {"mask_mode": "mixed", "seed": 3}, "mask": {"mixed_modes": list(MODES)}}
+    config = config_from_dict(values, "a test")
+    for number, name in enumerate(MODES):
+        masks = monitors.fixed_masks(config)[number]
+        alone = config_from_dict({"meta": {"mask_mode": name, "seed": 3}}, "a test")
+        context, targets = monitors.fixed_masks(alone)[number]
+        assert torch.equal(masks[0], context)
+        assert torch.equal(masks[1], targets)
 
 
 def test_masks_are_fixed_and_other_than_those_of_the_training():

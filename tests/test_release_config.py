@@ -170,6 +170,7 @@ def test_main_takes_the_file_as_it_is(release, runs, tmp_path):
 
 def test_every_key_keeps_its_value(release):
     config = load_config(release)
+    assert config.meta.mask_mode == "spatiotemporal"
     assert (config.optimization.final_lr, config.optimization.ema) == (1e-6, (0.996, 1.0))
     assert config.clip_input.sampling == {"stride": 3}
     assert config.grid == (450, 10)
@@ -187,8 +188,7 @@ def test_what_keys_of_the_release_mean_here_is_said_once(release, caplog):
     assert load_config(release).data.normalization == "robust"
     assert caplog.messages == [
         f"{release}: meta.use_standatdization: false means data.normalization: robust",
-        f"{release}: meta.mask_mode: roi_mask means the spatiotemporal masks of method 6, the only "
-        "ones here",
+        f"{release}: meta.mask_mode: roi_mask means spatiotemporal",
     ]
     load_config(release, ["meta.use_standatdization=true"])
     assert "use_standatdization: true means data.normalization: zscore_sample" in caplog.text
@@ -212,8 +212,8 @@ def test_the_published_setting_is_the_default(release):
     [
         ("meta.use_standatdization=robust", "is 'robust'; allowed: false, true"),
         ("meta.use_standatdization=1", "is 1; allowed: false, true"),
-        ("meta.mask_mode=block", "is 'block'; allowed: roi_mask, spatiotemporal"),
-        ("meta.mask_mode=null", "is None; allowed: roi_mask, spatiotemporal"),
+        ("meta.mask_mode=block", "is 'block'; allowed: one of spatiotemporal, "),
+        ("meta.mask_mode=null", "is None; allowed: one of spatiotemporal, "),
         ("data=3", "'data' must be a section of keys, but it is 3"),
     ],
 )

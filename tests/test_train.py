@@ -86,6 +86,33 @@ def test_the_csv_has_the_columns_of_the_release_and_a_row_per_step(finished, dat
     assert [int(row["mask-B"]) for row in rows] == [m.targets.shape[1] for m in last]
 
 
+@pytest.mark.parametrize(
+    ("mode", "tokens"),
+    [
+        ("roi", {(10 * 4, 6 * 4)}),  # of 26 ROIs x 4 patches: .4 and .25 of the ROIs
+        ("forecast", {(13 * 3, 26)}),
+        ("mixed", {(10 * 4, 6 * 4), (13 * 3, 26)}),
+    ],
+)
+def test_every_mask_mode_trains_and_goes_on(mode, tokens, data, tmp_path, monkeypatch):
+    overrides = [f"meta.mask_mode={mode}", "meta.accumulation_steps=1", "optimization.epochs=2"]
+    whole = train_here(tiny_config(data, tmp_path / "whole", *overrides))
+    with (tmp_path / "whole" / "jepa_r0.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert {(int(row["mask-A"]), int(row["mask-B"])) for row in rows} == tokens
+    assert all(0 < float(row["loss"]) < 2 for row in rows)
+    assert np.isfinite(float(rows[-1]["r2"]))
+    assert (tmp_path / "whole" / "masks.png").stat().st_size > 0
+
+    config = tiny_config(data, tmp_path / "halves", *overrides)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        train_until_stopped(config, signal.SIGUSR1)
+    again = train_here(config, resume=True)
+    assert torch.equal(flat_weights(again), flat_weights(whole))
+
+
 def test_the_checkpoint_is_the_dict_of_the_release_and_is_enough_downstream(finished, data):
     state = read_latest(finished)
     assert {

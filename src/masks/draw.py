@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..utils.curves import save_figure
-from .spatiotemporal import MaskBatch
+from .batch import MaskBatch
 
 BLOCK_COLORS = {  # in the order in which blocks are painted over each other
     "unused": "#e9ebee",
@@ -31,11 +31,11 @@ UNUSED, CONTEXT, ALPHA, BETA, GAMMA = range(len(BLOCK_COLORS))
 
 def block_grid(masks: MaskBatch, sample: int, grid: tuple[int, int]) -> np.ndarray:
     """Which block each patch of a sample is in: int ``[R, P]``, positions in ``BLOCK_COLORS``."""
-    context = masks.context if masks.observed is None else masks.observed
+    names = list(BLOCK_COLORS)
     codes = np.full(grid[0] * grid[1], UNUSED)
-    blocks = (context, masks.alpha, masks.beta, masks.gamma)
-    for code, tokens in enumerate(blocks, start=CONTEXT):
-        codes[tokens[sample]] = code
+    codes[masks.seen[sample]] = CONTEXT
+    for name, tokens in masks.blocks.items():
+        codes[tokens[sample]] = names.index(name)
     return codes.reshape(grid)
 
 
@@ -65,10 +65,10 @@ def draw_masks(batches: Sequence[MaskBatch], grid: tuple[int, int], path: str | 
         path: image to write.
     """
     samples = [(masks, i) for masks in batches for i in range(len(masks.context))]
+    shown = [block_grid(masks, i, grid) for masks, i in samples]
     figure = Figure(figsize=(1 + 1.7 * len(samples), 7.6), dpi=150, layout="constrained")
     panels = figure.subplots(2, len(samples), sharex=True, sharey="row", squeeze=False)
-    for column, (masks, i) in zip(panels.T, samples, strict=True):
-        codes = block_grid(masks, i, grid)
+    for column, (masks, _), codes in zip(panels.T, samples, shown, strict=True):
         context = np.count_nonzero(codes == CONTEXT)
         paint_blocks(column[0], codes)
         paint_blocks(column[1], codes[rows_by_block(codes)])
@@ -79,10 +79,15 @@ def draw_masks(batches: Sequence[MaskBatch], grid: tuple[int, int], path: str | 
     for axes in panels[1]:
         axes.set_yticks([])
     figure.supxlabel("patch (time)", fontsize=9)
+    present = set(np.unique(shown).tolist())
     handles = [
-        Patch(facecolor=BLOCK_COLORS[block], label=name) for block, name in BLOCK_NAMES.items()
+        Patch(facecolor=BLOCK_COLORS[block], label=name)
+        for code, (block, name) in enumerate(BLOCK_NAMES.items())
+        if code in present
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9
+    )
     save_figure(figure, path)
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from src.masks.collator import SpatiotemporalMaskCollator
-from src.masks.spatiotemporal import MaskSettings
+from src.masks.collator import MaskCollator
+from src.masks.spatiotemporal import SpatiotemporalMasks
 from tests.masks.conftest import make, numbered
 
 
@@ -87,8 +87,8 @@ def test_a_sample_is_not_changed_and_mixed_draws_are_refused():
 
 
 def test_sizes_differ_between_steps_and_not_between_ranks():
-    settings = MaskSettings(450, 10)
-    first, second = (SpatiotemporalMaskCollator(settings, rank=rank) for rank in (0, 1))
+    mode = SpatiotemporalMasks(450, 10)
+    first, second = (MaskCollator(mode, rank=rank) for rank in (0, 1))
     drawn = [
         [(sizes.context_rows, sizes.alpha_rows) for sizes in map(collator.sizes, range(20))]
         for collator in (first, second)

@@ -4,15 +4,15 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from src.masks.collator import SpatiotemporalMaskCollator
+from src.masks.collator import MaskCollator
 from src.masks.draw import BLOCK_COLORS, block_grid, draw_masks, rows_by_block
-from src.masks.spatiotemporal import MaskSettings
+from src.masks.spatiotemporal import SpatiotemporalMasks
 
 GRID = (60, 10)
 
 
 def draw(n_steps=6, **options):
-    collator = SpatiotemporalMaskCollator(MaskSettings(*GRID, **options))
+    collator = MaskCollator(SpatiotemporalMasks(*GRID, **options))
     return [collator.sample(2, step) for step in range(n_steps)]
 
 
@@ -25,14 +25,14 @@ def colors(path):
 def test_block_grid_tells_the_blocks_apart():
     masks = draw()[2]
     codes = block_grid(masks, 1, GRID)
-    for code, tokens in enumerate(masks[:4], start=1):
+    for code, tokens in enumerate((masks.context, *masks.blocks.values()), start=1):
         assert np.array_equal(np.flatnonzero(codes == code), np.sort(tokens[1]))
 
 
 def test_block_grid_shows_targets_inside_an_overlapping_context():
     masks = draw(allow_overlap=True)[0]
     codes = block_grid(masks, 0, GRID)
-    assert np.array_equal(np.flatnonzero(codes == 2), np.sort(masks.alpha[0]))
+    assert np.array_equal(np.flatnonzero(codes == 2), np.sort(masks.blocks["alpha"][0]))
     assert (codes == 1).sum() > masks.context.shape[1]
 
 
@@ -61,7 +61,7 @@ def test_rearranged_rows_of_a_block_lie_together():
 
 def test_draw_masks_paints_every_block(tmp_path):
     masks = draw()
-    assert any(m.beta.size and m.gamma.size for m in masks)
+    assert any(m.blocks["beta"].size and m.blocks["gamma"].size for m in masks)
     draw_masks(masks, GRID, tmp_path / "masks.png")
     expected = {tuple(int(255 * c + 0.5) for c in to_rgb(c)) for c in BLOCK_COLORS.values()}
     assert expected <= colors(tmp_path / "masks.png")

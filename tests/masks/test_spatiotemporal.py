@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
-from src.masks.collator import SpatiotemporalMaskCollator
-from src.masks.spatiotemporal import MaskBatch
+from src.masks.batch import MaskBatch
+from src.masks.collator import MaskCollator
 from src.utils.errors import UserError
-from tests.masks.conftest import make, numbered
+from tests.masks.conftest import Uniform, make, numbered, on_grid, parts
 
 GRIDS = [  # ROIs, frames, patch size
     (450, 160, 16),
@@ -21,14 +21,6 @@ GRIDS = [  # ROIs, frames, patch size
     (31, 48, 16),
     (50, 16, 16),
 ]
-
-
-def on_grid(tokens: np.ndarray, collator: SpatiotemporalMaskCollator) -> np.ndarray:
-    """How often each patch occurs: [B, R, P]."""
-    n_rois, n_patches = collator.settings.n_rois, collator.settings.n_patches
-    counts = np.zeros((len(tokens), n_rois * n_patches), dtype=int)
-    np.add.at(counts, (np.arange(len(tokens))[:, None], tokens), 1)
-    return counts.reshape(-1, n_rois, n_patches)
 
 
 def outer(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -46,12 +38,12 @@ def margins_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts[..., :margin], counts[..., counts.shape[2] - margin :]
 
 
-def assert_valid(masks: MaskBatch, collator: SpatiotemporalMaskCollator) -> None:
-    context, alpha, beta, gamma = (on_grid(tokens, collator) for tokens in masks[:4])
+def assert_valid(masks: MaskBatch, collator: MaskCollator) -> None:
+    context, alpha, beta, gamma = (on_grid(tokens, collator) for tokens in parts(masks))
     c_r, c_t = context.any(axis=2), context.any(axis=1)
     assert context.max() == 1
     assert np.array_equal(context == 1, outer(c_r, c_t))
-    assert masks.context.shape[1] >= collator.settings.min_keep
+    assert masks.context.shape[1] >= collator.modes[0].min_keep
     assert masks.targets.shape[1] >= 1
 
     assert (context + alpha + beta + gamma).max() == 1
@@ -128,42 +120,13 @@ def test_published_settings_give_the_published_numbers_of_tokens():
     assert np.mean([d.targets.shape[1] for d in draws]) == pytest.approx(1100, rel=0.04)
 
 
-class Uniform:
-    """Chi-square test that each of n things is equally often among those chosen.
-
-    Given how many are chosen, a choice without replacement: the statistic is chi-square.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.counts, self.expected, self.variance = np.zeros(n), 0.0, 0.0
-
-    def add(self, chosen: np.ndarray) -> None:
-        """Count choices, booleans [B, n]."""
-        share = chosen.mean(axis=1)
-        self.counts += chosen.sum(axis=0)
-        self.expected += share.sum()
-        self.variance += (share * (1 - share)).sum() * self.n / (self.n - 1)
-
-    @property
-    def p_value(self) -> float:
-        chi2 = ((self.counts - self.expected) ** 2).sum() / self.variance
-        return stats.chi2.sf(chi2, self.n - 1)
-
-
-def test_a_fraction_that_gives_a_whole_number_gives_all_of_it():
-    """.29 * 100 is 28.999... in floating point."""
-    sizes = make((100, 160, 16), pred_mask_R_scale=(0.29, 0.29)).sizes(0)
-    assert sizes.alpha_rows == 29
-
-
 @pytest.mark.parametrize("grid", [(450, 160, 16), (94, 160, 16), (122, 32, 8)])
 def test_every_roi_is_equally_likely_in_every_block(grid):
     collator = make(grid, seed=2)
     tests = [Uniform(grid[0]) for _ in range(6)]
     for step in range(400):
         context, alpha, beta, gamma = (
-            on_grid(tokens, collator) for tokens in collator.sample(8, step)[:4]
+            on_grid(tokens, collator) for tokens in parts(collator.sample(8, step))
         )
         blocks = (context, alpha, *margins_of(beta), *margins_of(gamma))
         for test, block in zip(tests, blocks, strict=True):
@@ -176,11 +139,11 @@ def test_every_roi_is_equally_likely_in_every_block(grid):
 @pytest.mark.parametrize("sample", [0, 3])
 def test_every_column_of_a_margin_is_equally_likely(grid, sample):
     collator = make(grid, seed=8)
-    margin = margin_of(collator.settings.n_patches)
+    margin = margin_of(collator.modes[0].n_patches)
     tests = [Uniform(margin) for _ in range(4)]
     for step in range(1500):
         masks = collator.sample(4, step)
-        beta, gamma = (on_grid(tokens[[sample]], collator) for tokens in masks[2:4])
+        beta, gamma = (on_grid(tokens[[sample]], collator) for tokens in parts(masks)[2:])
         for test, block in zip(tests, (*margins_of(beta), *margins_of(gamma)), strict=True):
             test.add(block.any(axis=1))
     p_values = np.array([test.p_value for test in tests])
@@ -192,7 +155,7 @@ def test_the_columns_of_a_margin_are_any_subset():
     collator = make((20, 160, 16), seed=9, pred_mask_T_scale=(0.2, 0.2))
     counts = np.zeros((3, 3))
     for step in range(2000):
-        sides = margins_of(on_grid(collator.sample(1, step).beta, collator))
+        sides = margins_of(on_grid(collator.sample(1, step).blocks["beta"], collator))
         left, right = (side.any(axis=(0, 1)) for side in sides)
         assert left.sum() == right.sum() == 2
         counts[left.argmin(), right.argmin()] += 1  # the column left out of each margin
@@ -204,7 +167,7 @@ def test_rows_are_drawn_anew_for_each_margin():
     collator = make((60, 160, 16), seed=10, pred_mask_T_scale=(0.2, 0.4))
     surplus = []
     for step in range(500):
-        grids = (on_grid(tokens, collator) for tokens in collator.sample(4, step)[:4])
+        grids = (on_grid(tokens, collator) for tokens in parts(collator.sample(4, step)))
         context, alpha, beta, gamma = grids
         alpha_rows = alpha.any(axis=2)
         observed = context.any(axis=2)
@@ -233,7 +196,8 @@ def test_time_is_mirror_symmetric_and_every_patch_reachable(grid):
     collator = make(grid, seed=3)
     draws = [collator.sample(8, step) for step in range(1500)]
     for block in range(4):
-        share = np.array([on_grid(d[block], collator).mean(axis=(0, 1)) for d in draws])  # [n, P]
+        counts = (on_grid(parts(d)[block], collator) for d in draws)
+        share = np.array([count.mean(axis=(0, 1)) for count in counts])  # [n, P]
         if block < 2:
             assert (share.mean(axis=0) > 0).all(), "every patch is context, and alpha, at times"
         difference = share - share[:, ::-1]
@@ -248,7 +212,7 @@ def test_a_sample_is_distributed_as_if_drawn_alone(n_patches, sample):
     drawn = []
     for step in range(2000):
         masks = collator.sample(8, step)
-        grids = (on_grid(tokens[[sample]], collator)[0] for tokens in masks[:4])
+        grids = (on_grid(tokens[[sample]], collator)[0] for tokens in parts(masks))
         context, alpha, beta, gamma = grids
         rows = context.any(axis=1).sum()
         blocks = (context, alpha, beta + gamma)
@@ -315,7 +279,7 @@ def test_allow_overlap_leaves_the_observation_block_whole():
         ({"pred_mask_R_scale": (0.5, 1.0)}, r"takes all 450 ROIs"),
         ({"min_keep": 2000}, r"mask\.min_keep is 2000.*between 1 and 1512"),
         ({"min_keep": 0}, r"mask\.min_keep is 0"),
-        ({"enc_mask_scale": (0.1, 0.2)}, r"smallest observation block can keep 45 x 0"),
+        ({"enc_mask_scale": (0.1, 0.2)}, r"smallest context that may be drawn has 45 ROIs x 0"),
         ({"grid": (1, 160, 16)}, r"at least 2 ROIs"),
     ],
 )
@@ -327,5 +291,5 @@ def test_impossible_settings_are_user_errors(options, message):
 def test_beta_and_gamma_can_be_switched_off():
     collator = make(pred_mask_R_roi_scale=(0.0, 0.0))
     masks = collator.sample(2, 0)
-    assert masks.beta.shape == masks.gamma.shape == (2, 0)
+    assert masks.blocks["beta"].shape == masks.blocks["gamma"].shape == (2, 0)
     assert_valid(masks, collator)
