@@ -1141,8 +1141,8 @@ ROWS = [
     ),
     (
         "src/masks/draw.py",
-        "context = masks.context if masks.observed is None else masks.observed",
-        "context = masks.context",
+        "codes[masks.seen[sample]] = CONTEXT",
+        "codes[masks.context[sample]] = CONTEXT",
         "tests/masks/test_draw.py::test_block_grid_shows_targets_inside_an_overlapping_context",
         "the picture shows the context that the encoder sees",
     ),
@@ -1162,8 +1162,8 @@ ROWS = [
     ),
     (
         "src/masks/draw.py",
-        "enumerate(blocks, start=CONTEXT)",
-        "enumerate(blocks)",
+        "codes[tokens[sample]] = names.index(name)",
+        "codes[tokens[sample]] = names.index(name) - 1",
         "tests/masks/test_draw.py::test_block_grid_tells_the_blocks_apart",
         "each block of the picture has its own colour",
     ),
@@ -2050,8 +2050,8 @@ ROWS = [
     ),
     (
         "src/config.py",
-        'logger.info("%s: %s: %s means %s", where',
-        'logger.debug("%s: %s: %s means %s", where',
+        'logger.info("%s: %s: %s means %s", where, old',
+        'logger.debug("%s: %s: %s means %s", where, old',
         "tests/test_release_config.py::test_what_keys_of_the_release_mean_here_is_said_once",
         "what a key of the release means is said",
     ),

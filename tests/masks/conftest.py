@@ -54,9 +54,3 @@ class Uniform:
     def p_value(self) -> float:
         chi2 = ((self.counts - self.expected) ** 2).sum() / self.variance
         return stats.chi2.sf(chi2, self.n - 1)
-
-
-def test_a_fraction_that_gives_a_whole_number_gives_all_of_it():
-    """.29 * 100 is 28.999... in floating point."""
-    sizes = make((100, 160, 16), pred_mask_R_scale=(0.29, 0.29)).sizes(0)
-    assert sizes.alpha_rows == 29

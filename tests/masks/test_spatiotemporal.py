@@ -120,6 +120,12 @@ def test_published_settings_give_the_published_numbers_of_tokens():
     assert np.mean([d.targets.shape[1] for d in draws]) == pytest.approx(1100, rel=0.04)
 
 
+def test_a_fraction_that_gives_a_whole_number_gives_all_of_it():
+    """.29 * 100 is 28.999... in floating point."""
+    sizes = make((100, 160, 16), pred_mask_R_scale=(0.29, 0.29)).sizes(0)
+    assert sizes.alpha_rows == 29
+
+
 @pytest.mark.parametrize("grid", [(450, 160, 16), (94, 160, 16), (122, 32, 8)])
 def test_every_roi_is_equally_likely_in_every_block(grid):
     collator = make(grid, seed=2)
