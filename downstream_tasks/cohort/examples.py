@@ -187,7 +187,7 @@ def load_cohort(
     """
     keep = folder.rows(bad_rois="exclude" if clip_input.bad_rois == "exclude" else "keep")
     runs = folder.runs.assign(row=np.arange(len(folder.runs)), start=-1)
-    dropped = {"runs with bad ROIs": _run_names(runs.drop(index=keep))}
+    dropped = {"runs with bad ROIs": _run_names(runs.loc[folder.rows()].drop(index=keep))}
     runs = runs.loc[keep]
     if config.runs:
         if unknown := sorted(set(config.runs) - set(runs["run"])):

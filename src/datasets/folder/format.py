@@ -15,6 +15,7 @@ from ...utils.errors import UserError, nearest
 
 FORMAT = 1
 SPLITS = ("train", "valid", "test")
+EXCLUDED = "excluded"  # in place of a split: runs in the table that nothing reads
 KEY_COLUMNS = ("participant_id", "session", "run")
 RUN_COLUMNS = (*KEY_COLUMNS, "frames", "tr", "split", "bad_rois")
 MISSING = "n/a"
@@ -158,11 +159,12 @@ def _check_table(path: Path, runs: pd.DataFrame) -> None:
         raise UserError(f"{path} lacks the column {', '.join(absent)}.")
     frames = pd.to_numeric(runs["frames"], errors="coerce")
     tr = pd.to_numeric(runs["tr"], errors="coerce")
+    may_be = (*SPLITS, EXCLUDED)
     for column, allowed, good in (
         *((key, "a name", runs[key].notna()) for key in KEY_COLUMNS),
         ("frames", "a positive integer", frames.gt(0) & frames.mod(1).eq(0)),
         ("tr", "a positive number of seconds", tr.gt(0) & np.isfinite(tr)),
-        ("split", f"one of {', '.join(SPLITS)}", runs["split"].isin(SPLITS)),
+        ("split", f"one of {', '.join(may_be)}", runs["split"].isin(may_be)),
         ("the run", "listed once", ~runs.duplicated(list(KEY_COLUMNS))),
     ):
         if not good.all():

@@ -101,7 +101,7 @@ class DataFolder:
         return mask
 
     def rows(self, split: str | Sequence[str] | None = None, bad_rois: str = "keep") -> np.ndarray:
-        """Return the row numbers of a split (or several; None is all), in order.
+        """Return the row numbers of a split (or several; None is all but the excluded), in order.
 
         ``bad_rois="exclude"`` leaves out the runs that have a bad ROI, "keep" does not.
         """

@@ -110,6 +110,19 @@ def test_runs_with_bad_rois_are_excluded_or_kept(tmp_path):
     assert kept.y.tolist() == [20, 30, 40]
 
 
+def test_excluded_people_are_read_by_nothing_and_are_not_called_bad(tmp_path):
+    path = write(tmp_path / "d", people(age=[20, 30, 40]))
+    table = path / "participants.tsv"
+    lines = table.read_text().splitlines()
+    place = lines[0].split("\t").index("split")
+    cells = lines[2].split("\t")
+    cells[place] = "excluded"
+    table.write_text("\n".join([*lines[:2], "\t".join(cells), *lines[3:]]) + "\n")
+    cohort = load(path, target="age", type="regression")
+    assert cohort.people.tolist() == ["s0", "s2"]
+    assert cohort.dropped == {}
+
+
 def test_runs_too_short_for_a_clip_are_dropped_if_asked_for(tmp_path):
     path = write(tmp_path / "d", people(age=[20, 30]), frames=40)
     long = ClipInput((3, 48), stride=1)

@@ -1,0 +1,303 @@
+"""One run: an arm, a seed, a fold. Its folder, and the programs that fill it.
+
+config.yaml       the pretraining config, whole
+log.txt           what the programs said, and the commands
+pretrain/         folder of main.py: checkpoint, log, curves
+pretrained.json   steps and seconds, once pretraining has ended
+evaluation/TASK/  folder of downstream_eval.py; done.json once it has ended, with what was asked
+done              everything above is there
+"""
+
+import fcntl
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config_checks import task_from_dict
+from downstream_tasks.task_files import load_tasks
+from scripts.ablation.experiment import Arm, DataSet, Plan, Task
+from scripts.ablation.folds import Fold
+from src.config import Config, config_from_dict
+from src.datasets.folder import DataFolder
+from src.datasets.micro_batches import MicroBatchSampler
+from src.pretrain_state import FREE_TO_CHANGE
+from src.utils.checkpoint import checkpoint_path
+from src.utils.errors import UserError
+from src.utils.files import write_text
+from src.utils.yaml_config import differences, merge, nested, read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DONE, PRETRAINED, TASK_DONE = "done", "pretrained.json", "done.json"
+# Places, and what changes no result; anything else makes it another run.
+_FREE = FREE_TO_CHANGE - {"data.batch_size", "meta.init_from", "meta.load_checkpoint"}
+_LOCK_TRIES = 5
+_TASK_FREE = ("output_root", "data.data_path", "model.load_path", "data.num_workers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a plan, in its folder ``path`` on the data of ``data_dir`` (a fold's folder)."""
+
+    path: Path
+    arm: Arm
+    seed: int
+    fold: int
+    data: DataSet
+    data_dir: Path
+    config: Config
+    tasks: tuple[Task, ...]
+    total_steps: int
+
+    @property
+    def name(self) -> str:
+        """``ARM/DATA_seed0_fold1``, as the folder is called."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The latest checkpoint."""
+        return checkpoint_path(self.path / "pretrain", self.config.logging.write_tag)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps in the CSV of the run: what a progress bar needs, without reading a checkpoint."""
+        table = self.path / "pretrain" / f"{self.config.logging.write_tag}_r0.csv"
+        if (self.path / PRETRAINED).exists():
+            return self.total_steps
+        if not table.exists():
+            return 0
+        header, *rows = table.read_text().splitlines() or [""]
+        number = header.split(",").index("step") if rows else 0
+        return int(rows[-1].split(",")[number]) if rows else 0
+
+    def results_folder(self, task: Task) -> Path:
+        """Where an evaluation is written, by the evaluation's own rule."""
+        return self._evaluation(task).output_dir
+
+    def task_done(self, task: Task) -> Path:
+        """The file that says that a task has been evaluated, and what was asked."""
+        return self.path / "evaluation" / task.label / TASK_DONE
+
+    def asked(self, task: Task) -> dict[str, Any]:
+        """The whole config of an evaluation."""
+        return self._evaluation(task).to_dict()
+
+    def pretraining_command(self, device: str) -> list[str]:
+        """Of main.py; it goes on where there is a checkpoint."""
+        resume = ["--resume"] if self.checkpoint.exists() else []
+        program = [sys.executable, str(ROOT / "main.py"), "--fname", str(self.path / "config.yaml")]
+        return [*program, "--devices", device, *resume]
+
+    def evaluation_command(self, task: Task, device: str) -> list[str]:
+        """Of downstream_eval.py."""
+        values = [f"{k}={json.dumps(v)}" for k, v in self._task_overrides(task).items()]
+        program = [sys.executable, str(ROOT / "downstream_eval.py"), "--config", task.task]
+        return [*program, "--devices", device, *values]
+
+    def _task_overrides(self, task: Task) -> dict[str, Any]:
+        """The split of the fold's folder first: a task may say otherwise."""
+        return {
+            "split.source": "folder",
+            **_placed(task.set, self.data_dir),
+            "name": task.label,
+            "output_root": str(self.path / "evaluation"),
+            "data.data_path": str(self.data_dir),
+            "model.load_path": str(self.path / "pretrain"),
+        }
+
+    def _evaluation(self, task: Task) -> DownstreamConfig:
+        configs = load_tasks(task.task, overrides=self._task_overrides(task))
+        if len(configs) > 1:
+            raise UserError(f"{task.task} has several targets; name one: set: {{data.target: ...}}")
+        return configs[0]
+
+    # --- what is there already -------------------------------------------------------------------
+
+    def check_unchanged(self) -> None:
+        """Raise a :class:`UserError` that names what differs from the run in the folder, if any."""
+        path, wanted = self.path / "config.yaml", self.config.to_dict()
+        if path.exists():
+            # Through the config's own reader: a key that is newer than the file has its default.
+            stored = config_from_dict(read_yaml(path), str(path)).to_dict()
+            if found := differences(wanted, stored, _FREE):
+                raise UserError(
+                    f"{self.path} holds a run of another arm under this name: {'; '.join(found)}. "
+                    f"Give the arm another name, write elsewhere (--out), or remove the run: rm -r "
+                    f"{shlex.quote(str(self.path))}"
+                )
+        for task in self.tasks:
+            if (done := self.task_done(task)).exists():
+                stored = task_from_dict(json.loads(done.read_text())["asked"], str(done)).to_dict()
+                if found := differences(self.asked(task), stored, _TASK_FREE):
+                    raise UserError(
+                        f"{done.parent} was evaluated otherwise: {'; '.join(found)}. Give the task "
+                        "another name, or remove the folder."
+                    )
+
+    def prepare(self) -> None:
+        """Write the config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.config.to_dict(), sort_keys=False)
+        write_text(self.path / "config.yaml", text)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do, of the tasks of the experiment as it is now."""
+        return (self.path / DONE).exists() and not self.tasks_left()
+
+    def tasks_left(self) -> list[Task]:
+        """Tasks that have not been evaluated."""
+        return [task for task in self.tasks if not self.task_done(task).exists()]
+
+    def tidy(self) -> None:
+        """Remove what can be made again: checkpoints before the latest, and stored features.
+
+        The latest stays, for tasks that are thought of later.
+        """
+        for path in (self.path / "pretrain").glob(f"{self.config.logging.write_tag}-ep*.pth.tar"):
+            path.unlink()
+        shutil.rmtree(self.path / "evaluation" / "features", ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """Hold the run's lock, whose descriptor its programs inherit; ``None`` if another has it.
+
+        A program that outlives a laboratory that was killed keeps the lock until it has ended.
+        """
+        with (self.path / "lock").open("w") as file:
+            yield file.fileno() if _lock(file) else None
+
+
+def _lock(file: IO) -> bool:
+    """Take the lock of an open file, unless another keeps it for longer than a look takes."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.1)
+    return False
+
+
+def plan_runs(
+    plan: Plan,
+    out: Path,
+    sources: Mapping[str, DataFolder],
+    folds: Mapping[str, Sequence[Fold]],
+) -> tuple[Run, ...]:
+    """Every run of the plan, configs checked: all arms of a seed and fold, then of the next.
+
+    ``sources`` and ``folds`` are those of each data set, by its label.
+
+    Raises:
+        UserError: naming the arm, the key and what is allowed.
+    """
+    base = read_yaml(plan.experiment.pretrain)
+    found = []
+    for data in plan.data:
+        for seed in plan.experiment.seeds:
+            for fold in folds[data.label]:
+                source = sources[data.label]
+                found += [
+                    _make_run(plan, base, out, arm, data, seed, fold, source) for arm in plan.arms
+                ]
+    return tuple(found)
+
+
+def _make_run(
+    plan: Plan,
+    base: Mapping[str, Any],
+    out: Path,
+    arm: Arm,
+    data: DataSet,
+    seed: int,
+    fold: Fold,
+    source: DataFolder,
+) -> Run:
+    data_dir = fold_folder(out, data, fold.number)
+    several = len(plan.data) > 1
+    name = f"seed{seed}_fold{fold.number}"
+    name = f"{data.label}_{name}" if several else name
+    path = out / "runs" / arm.name / name
+    values = dict(base)
+    own: dict[str, Any] = {}
+    if data.gradients is not None:
+        own["data.gradient_csv_path"] = str(data_dir / "gradients.csv")
+    own |= {**_placed(data.set, data_dir), **_placed(arm.overrides, data_dir)}
+    own |= {"data.data_dir": str(data_dir), "logging.folder": str(path / "pretrain")}
+    for key, value in {**own, "meta.seed": seed}.items():
+        values = merge(values, nested(key, value))
+    where = f"{plan.experiment.pretrain}, arm {arm.name}"
+    config = config_from_dict(values, where)
+    if config.data.crop_size[0] != source.n_rois:
+        raise UserError(
+            f"{where}: data.crop_size has {config.data.crop_size[0]} ROIs, {source.path} has "
+            f"{source.n_rois}. Say so for this data set: set: {{data.crop_size: [{source.n_rois}, "
+            f"{config.data.crop_size[1]}]}}"
+        )
+    per_epoch = _steps_per_epoch(config, _training_runs(source, fold, config))
+    config = _with_steps(config, arm.steps, plan.experiment.warmup, per_epoch, where)
+    tasks = tuple(task for task in plan.tasks if not task.data or data.label in task.data)
+    total = per_epoch * config.optimization.epochs
+    return Run(path, arm, seed, fold.number, data, data_dir, config, tasks, total)
+
+
+def fold_folder(out: Path, data: DataSet, fold: int) -> Path:
+    """The data-set folder of a fold."""
+    return out / "data" / data.label / f"fold{fold}"
+
+
+def _training_runs(source: DataFolder, fold: Fold, config: Config) -> int:
+    """How many runs the data set of this fold will train on."""
+    clip_input = config.clip_input
+    runs = source.runs.loc[
+        source.rows(bad_rois="exclude" if clip_input.bad_rois == "exclude" else "keep")
+    ]
+    runs = runs[runs["participant_id"].isin(fold.people("train"))]
+    if clip_input.short_runs == "skip":
+        runs = runs[runs["frames"] >= clip_input.frames_needed(runs["tr"].to_numpy())]
+    return len(runs)
+
+
+def _steps_per_epoch(config: Config, clips: int) -> int:
+    return MicroBatchSampler(
+        clips,
+        batch_size=config.data.batch_size,
+        accumulation=config.meta.accumulation_steps,
+        repeats=config.data.repeats,
+    ).steps_per_epoch
+
+
+def _with_steps(
+    config: Config, steps: int | None, warmup: float | None, per_epoch: int, where: str
+) -> Config:
+    """The config with epochs for ``steps`` (the nearest number, at least one) and its warm-up."""
+    opt = config.optimization
+    epochs = opt.epochs if steps is None else max(1, round(steps / per_epoch))
+    own = {"epochs": epochs, "warmup": opt.warmup if warmup is None else warmup * epochs}
+    values = merge(config.to_dict(), {"optimization": own})
+    return config_from_dict(values, where)
+
+
+def _placed(overrides: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
+    """Overrides whose texts name the fold's folder by ``{data_dir}``."""
+    return {
+        key: value.replace("{data_dir}", str(data_dir)) if isinstance(value, str) else value
+        for key, value in overrides.items()
+    }
+
+
+def check_tasks(runs: Sequence[Run]) -> None:
+    """Read every task file as every run will; :class:`UserError` at what is wrong in one."""
+    for run in runs:
+        for task in run.tasks:
+            run.results_folder(task)

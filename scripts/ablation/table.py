@@ -1,0 +1,178 @@
+"""One tidy table of what every run scored, a line for each person: ``results.csv``.
+
+Protocols that score people themselves write ``people.csv``; of the others the score of a person is
+computed here from what was predicted for the runs or events of that person.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from downstream_tasks.features.registry import REGISTRY, Kind
+from downstream_tasks.report.comparisons import CHANCE
+from downstream_tasks.report.results import RESULTS_FILE
+from scripts.ablation.experiment import Task
+from scripts.ablation.runs import Run
+from src.utils.errors import UserError
+from src.utils.files import replacing
+
+RESULTS_TABLE = "results.csv"
+PEOPLE_FILE, PREDICTIONS_FILE = "people.csv", "predictions.tsv"
+COLUMNS = (
+    *("experiment", "arm", "seed", "fold", "data", "task", "variant", "method", "role"),
+    *("participant_id", "metric", "value"),
+)
+# Of metrics of a person, in which less is better.
+LESS_IS_BETTER = ("squared_error", "absolute_error", "mse", "mae")
+
+
+def collect(runs: Sequence[Run], experiment: str, test_people: dict[str, set[str]]) -> pd.DataFrame:
+    """The scores of the people that each run tested, of every task that is done.
+
+    ``test_people`` are those of each fold's folder (its path as text). Rows of other people, as
+    fingerprinting has them, are left out: models of other folds know them.
+    """
+    parts = []
+    for run in runs:
+        for task in run.tasks:
+            if run.task_done(task).exists():
+                scores = person_scores(run.results_folder(task))
+                scores = scores[scores["participant_id"].isin(test_people[str(run.data_dir)])]
+                parts.append(_placed(scores, run, task, experiment))
+    if not parts:
+        return pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+
+
+def _placed(scores: pd.DataFrame, run: Run, task: Task, experiment: str) -> pd.DataFrame:
+    return scores.assign(
+        experiment=experiment,
+        arm=run.arm.name,
+        seed=run.seed,
+        fold=run.fold,
+        data=run.data.label,
+        task=task.label,
+    )
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write the table, whole or not at all."""
+    with replacing(path) as file:
+        table.to_csv(file, index=False, float_format="%.8g")
+
+
+def person_scores(folder: Path) -> pd.DataFrame:
+    """Scores of people in the result folder of an evaluation.
+
+    Columns ``variant``, ``method``, ``role`` (model, untrained, raw or other), ``participant_id``,
+    ``metric``, ``value``. What was predicted for a person is averaged over runs of the evaluation
+    (its seeds) by averaging their scores.
+
+    Raises:
+        UserError: if the folder holds neither table of people nor predictions.
+    """
+    if (folder / PEOPLE_FILE).exists():
+        scores = _stated_scores(pd.read_csv(folder / PEOPLE_FILE, dtype={"participant_id": str}))
+    elif (folder / PREDICTIONS_FILE).exists():
+        predictions = pd.read_csv(
+            folder / PREDICTIONS_FILE,
+            sep="\t",
+            dtype={"participant_id": str, "target": str, "predicted": str},
+            na_values=["n/a"],
+            keep_default_na=False,
+        )
+        scores = _scores_of_predictions(predictions)
+    else:
+        raise UserError(f"{folder} holds neither {PEOPLE_FILE} nor {PREDICTIONS_FILE}.")
+    roles = roles_of_rows(folder)
+    return scores.assign(role=[roles.get(name, "other") for name in scores["method"]])
+
+
+def _stated_scores(people: pd.DataFrame) -> pd.DataFrame:
+    """people.csv, a line for each number."""
+    keys = [name for name in ("variant", "method", "participant_id") if name in people]
+    beside = {"protocol", "seed", "fold", "group", "n"}
+    metrics = [
+        name
+        for name in people.columns
+        if name not in (*keys, *beside) and pd.api.types.is_numeric_dtype(people[name])
+    ]
+    long = people.melt(keys, metrics, var_name="metric", value_name="value")
+    if "variant" not in long:
+        long["variant"] = ""
+    long["variant"] = long["variant"].fillna("").astype(str)
+    return _mean(long)
+
+
+def _mean(scores: pd.DataFrame) -> pd.DataFrame:
+    keys = ["variant", "method", "participant_id", "metric"]
+    return scores.groupby(keys, sort=False, as_index=False)["value"].mean()
+
+
+def _scores_of_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Scores of each person by each row in each run of the evaluation, then the mean over runs."""
+    table = predictions.assign(method=predictions["method"] + " (" + predictions["head"] + ")")
+    keys = ["method", "participant_id", *(k for k in ("seed", "fold") if k in table)]
+    lines = []
+    for key, rows in table.groupby(keys, sort=False, dropna=False):
+        found = dict(zip(keys, key, strict=True))
+        for metric, value in _metrics(rows).items():
+            lines.append({**found, "variant": "", "metric": metric, "value": value})
+    return _mean(pd.DataFrame(lines))
+
+
+def _metrics(rows: pd.DataFrame) -> dict[str, float]:
+    """Of the runs or events of one person."""
+    if "forward" in rows:
+        person = rows["participant_id"]
+        hits = [(rows[way] == person).mean() for way in ("forward", "backward")]
+        return {"identification": float(np.mean(hits))}
+    if "risk" in rows:
+        raise UserError("a risk is no score of a person: survival tasks cannot be endpoints here.")
+    probabilities = [name for name in rows if name.startswith("p_")]
+    if not probabilities:
+        error = rows["predicted"].astype(float) - rows["target"].astype(float)
+        return {
+            "squared_error": float((error**2).mean()),
+            "absolute_error": float(error.abs().mean()),
+        }
+    right = rows["predicted"] == rows["target"]
+    of_classes = right.groupby(rows["target"]).mean()
+    found = {"accuracy": float(right.mean()), "balanced_accuracy": float(of_classes.mean())}
+    if len(probabilities) == 2:
+        positive = probabilities[1].removeprefix("p_")
+        is_positive = rows["target"] == positive
+        both = is_positive.nunique() == 2
+        found["auroc"] = (
+            float(roc_auc_score(is_positive, rows[probabilities[1]])) if both else np.nan
+        )
+    return found
+
+
+def roles_of_rows(folder: Path) -> dict[str, str]:
+    """Name of a row -> what it is: model, untrained, raw (no encoder in it) or other."""
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return {}
+    roles = {}
+    for row in json.loads(path.read_text())["rows"]:
+        role = role_of(row["kind"], row.get("representation", ""))
+        roles[row["name"]] = role
+        if "head" in row:
+            roles[f"{row['name']} ({row['head']})"] = role
+    return roles
+
+
+def role_of(kind: Kind, representation: str) -> str:
+    """What a row of a table of results is to a comparison."""
+    entry = REGISTRY.get(representation)
+    if entry is not None and entry.untrained:
+        return "untrained"
+    if kind == "baseline":
+        knows_nothing = entry is not None and entry.reads == "nothing"
+        return "other" if knows_nothing or representation == CHANCE else "raw"
+    return "model" if kind == "model" else "other"
