@@ -20,6 +20,7 @@ from .masks.modes import MIXED, MODES
 from .masks.roi import RoiMasks
 from .masks.spatiotemporal import SpatiotemporalMasks
 from .models.encoder_spec import EncoderSpec
+from .models.objective import Kind, Loss, Objective
 from .models.predictor_spec import PredictorSpec
 from .models.vision_transformer import SIZES
 from .utils.errors import UserError
@@ -141,6 +142,9 @@ class MetaConfig:
     add_w: Literal["mapping", "origin", "anatomical"] = "mapping"
     init: Literal["release", "fan_in"] = "release"
     patch_embed_std: Positive = 0.02
+    objective: Kind = Objective.kind
+    signal_weight: Positive = Objective.signal_weight  # of the signal's error in hybrid
+    loss: Loss = Objective.loss  # of the latent prediction
     load_checkpoint: bool = False
     read_checkpoint: str | None = None  # in logging.folder, or a path; unset: the latest
     init_from: str | None = None  # checkpoint whose weights a new run begins with
@@ -165,6 +169,7 @@ class OptimizationConfig:
     final_weight_decay: NonNegative = 0.4
     ema: Momenta = (0.996, 1.0)
     ipe_scale: Annotated[float, at_least(1)] = 1.0  # length of the schedules / of the run
+    clip_grad: Positive | None = None  # largest norm of the gradient
 
 
 @dataclass
@@ -236,7 +241,18 @@ class Config:
     @property
     def predictor_spec(self) -> PredictorSpec:
         """What the predictor is built of."""
-        return PredictorSpec(self.encoder_spec, self.meta.pred_emb_dim, self.meta.pred_depth)
+        return PredictorSpec(
+            self.encoder_spec,
+            embed_dim=self.meta.pred_emb_dim,
+            depth=self.meta.pred_depth,
+            signal_head=self.objective.signal,
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        meta = self.meta
+        return Objective(kind=meta.objective, signal_weight=meta.signal_weight, loss=meta.loss)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to YAML and into checkpoints."""
@@ -331,6 +347,17 @@ def _relations(config: Config) -> Iterator[Relation]:
             key,
             f"a multiple of 4 and of the {heads} heads (it is {width} here)",
         )
+    yield Relation(
+        meta.signal_weight == Objective.signal_weight or meta.objective == "hybrid",
+        "meta.signal_weight",
+        f"{Objective.signal_weight}, or meta.objective hybrid (it is {meta.objective}), whose "
+        "parts it weighs",
+    )
+    yield Relation(
+        meta.loss == Objective.loss or config.objective.latent,
+        "meta.loss",
+        f"{Objective.loss} beside meta.objective {meta.objective}, which predicts no latents",
+    )
     epochs = config.optimization.epochs
     yield Relation(
         config.optimization.warmup <= epochs, "optimization.warmup", f"0 to epochs ({epochs})"

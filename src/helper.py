@@ -2,10 +2,11 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .config import Config
@@ -15,8 +16,9 @@ from .datasets.micro_batches import MicroBatchSampler, NumberedSamples
 from .datasets.roi_features import load_gradients
 from .masks.collator import MaskCollator
 from .models.jepa import Networks
+from .models.predictor import SIGNAL_HEAD
 from .pretrained.file_kinds import kind_of, may_lack
-from .utils.checkpoint import find_checkpoint, load_checkpoint, load_network
+from .utils.checkpoint import PREFIX, find_checkpoint, load_checkpoint, load_network
 from .utils.distributed import Ranks
 from .utils.errors import PACKAGE, UserError
 from .utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
@@ -111,17 +113,23 @@ def init_model(config: Config, roi_features: Tensor | None, device: torch.device
         attn_mode=config.meta.attn_mode,
         gradient_checkpointing=config.meta.gradient_checkpointing,
     )
+    # A head that has no part in the loss never has a gradient, which optimizer and
+    # DistributedDataParallel would wait for.
+    predictor.predictor_proj.requires_grad_(config.objective.latent)
     target_encoder = copy.deepcopy(encoder).requires_grad_(False)
-    return Networks(encoder.to(device), predictor.to(device), target_encoder.to(device))
+    return Networks(
+        encoder.to(device), predictor.to(device), target_encoder.to(device), config.objective
+    )
 
 
 def load_weights(networks: Networks, path: str | Path) -> None:
     """Begin with the weights of a pretraining checkpoint, of this project or of the release.
 
     A file without target encoder (or without encoder) gives the other's weights to both, and one
-    without predictor leaves that as it was initialised; the log says what was loaded. The ROI
-    features of a file belong to its weights, which were trained with them; the release's files have
-    none, so that those of ``gradient_csv_path`` stay.
+    without predictor, or without the signal head that the objective needs, leaves that as it was
+    initialised; the log says what was loaded. The ROI features of a file belong to its weights,
+    which were trained with them; the release's files have none, so that those of
+    ``gradient_csv_path`` stay.
 
     Raises:
         UserError: if the file cannot be read, has no encoder, or its shapes are others.
@@ -145,7 +153,10 @@ def load_weights(networks: Networks, path: str | Path) -> None:
         if source is None:
             logger.warning("%s has no %s: it begins with random weights", path, part)
             continue
-        load_network(getattr(networks, part), stored[source], path, part, may_lack(kind_of(stored)))
+        network = getattr(networks, part)
+        optional = [*may_lack(kind_of(stored)), *SIGNAL_HEAD]
+        weights = _without_unused_head(stored[source], network, path)
+        load_network(network, weights, path, part, optional)
         logger.info("%s begins with the weights of %s in %s", part, source, path)
     learned = networks.encoder.gradient_pos_embed
     if given is not None and not torch.equal(given, learned):
@@ -155,6 +166,20 @@ def load_weights(networks: Networks, path: str | Path) -> None:
             "were trained with them",
             path,
         )
+
+
+def _without_unused_head(
+    weights: Mapping[str, Tensor], network: nn.Module, path: Path
+) -> dict[str, Tensor]:
+    """Weights of a file without a signal head that ``network`` lacks; say what differs."""
+    stored = {name for name in weights if name.removeprefix(PREFIX) in SIGNAL_HEAD}
+    wanted = any(name in SIGNAL_HEAD for name, _ in network.named_parameters())
+    if wanted and not stored:
+        logger.warning("%s has no signal head: it begins with random weights", path)
+    elif stored and not wanted:
+        logger.warning("the signal head of %s is not used: meta.objective has none", path)
+        return {name: value for name, value in weights.items() if name not in stored}
+    return dict(weights)
 
 
 def init_opt(

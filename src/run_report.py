@@ -46,9 +46,13 @@ CSV_COLUMNS = (
 )
 
 
-def open_log(folder: Path, tag: str, main: bool, step: int) -> RunLog:
-    """Open the CSV and TensorBoard log of a run that has taken ``step`` steps."""
-    return RunLog(folder, _csv_name(tag), CSV_COLUMNS, main, resume_key="step", resume_at=step + 1)
+def open_log(folder: Path, tag: str, main: bool, step: int, loss_parts: Sequence[str]) -> RunLog:
+    """Open the CSV and TensorBoard log of a run that has taken ``step`` steps.
+
+    ``loss_parts`` are the columns of the parts of its loss, where that has several.
+    """
+    columns = (*CSV_COLUMNS, *loss_parts)
+    return RunLog(folder, _csv_name(tag), columns, main, resume_key="step", resume_at=step + 1)
 
 
 def report_start(
@@ -89,7 +93,8 @@ def report_step(
         row["lr"],
         row["time (ms)"],
     )
-    names = ("loss", "grad_norm", "lr", "weight_decay", "momentum", "time (ms)")
+    names = ["loss", "grad_norm", "lr", "weight_decay", "momentum", "time (ms)"]
+    names += [name for name in row if name.startswith("loss_")]
     log.scalars({f"train/{name}": row[name] for name in names}, step)
 
 

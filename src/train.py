@@ -82,7 +82,7 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     networks.distribute(ranks, accumulation)
     revision = git_revision() if ranks.main else None
     state = PretrainState.begin(config, dataset, ranks, revision, before)
-    log = open_log(folder, tag, ranks.main, state.step)
+    log = open_log(folder, tag, ranks.main, state.step, networks.objective.logged)
     if ranks.main:
         remove_leftovers(folder, tag)
         report_start(config, state, dataset, monitors, collator, sampler, networks, ranks)
@@ -109,7 +109,14 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         for step in range(state.step + 1, total_steps + 1):
             writer.check()
             record = train_step(
-                step, batches, networks, optimizer, schedule, accumulation, precision
+                step,
+                batches,
+                networks,
+                optimizer,
+                schedule,
+                accumulation,
+                precision,
+                config.optimization.clip_grad,
             )
             epoch, inside = divmod(step - 1, sampler.steps_per_epoch)
             record.scalars |= {"epoch": epoch + 1, "itr": inside}
@@ -169,13 +176,16 @@ def train_step(
     schedule: Schedule,
     accumulation_steps: int,
     precision: Callable[[], AbstractContextManager],
+    clip_grad: float | None = None,
 ) -> StepRecord:
     """One optimizer step over ``accumulation_steps`` micro-batches, with no host synchronisation.
 
     With several processes, gradients are exchanged in the last micro-step only (method 8.11).
+    Gradients whose norm is above ``clip_grad`` are scaled down to it; the norm of the record is the
+    one before.
     """
     device = next(networks.encoder.parameters()).device
-    losses, rows = [], []
+    losses, parts, rows = [], [], []
     for micro in range(1, accumulation_steps + 1):
         batch, (masks_enc,), (masks_pred,) = next(batches)
         rows.append(batch["row"].tolist())
@@ -185,9 +195,10 @@ def train_step(
         )
         with nullcontext() if micro == accumulation_steps else networks.no_sync():
             with precision():
-                loss = networks.loss(x, masks_enc, masks_pred)
+                loss, loss_parts = networks.loss(x, masks_enc, masks_pred)
             (loss / accumulation_steps).backward()
         losses.append(loss.detach())
+        parts.append(loss_parts)
 
     lr, weight_decay, momentum = (
         schedule.lr(step),
@@ -198,8 +209,10 @@ def train_step(
         group["lr"] = lr
         if group["decay"]:
             group["weight_decay"] = weight_decay
-    gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    grad_norm = nn.utils.get_total_norm(gradients)
+    trained = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    grad_norm = nn.utils.get_total_norm([p.grad for p in trained])
+    if clip_grad is not None:
+        nn.utils.clip_grads_with_norm_(trained, clip_grad, grad_norm)
     optimizer.step()
     networks.clear_gradients(optimizer)
     networks.update_target(momentum)
@@ -211,4 +224,5 @@ def train_step(
         "weight_decay": weight_decay,
         "momentum": momentum,
     }
-    return StepRecord(losses, grad_norm, rows, scalars)
+    means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    return StepRecord(losses, grad_norm, rows, scalars, means)

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..utils.data_parallel import clear_gradients, data_parallel, no_sync
 from ..utils.distributed import Ranks
+from .objective import PUBLISHED, Objective, hidden_signal
 
 
 @torch.no_grad()
@@ -30,16 +31,40 @@ def jepa_loss(
     masks_enc: Tensor,
     masks_pred: Tensor,
 ) -> Tensor:
-    """Smooth-L1 between prediction and target, averaged over tokens and features.
+    """The published loss: smooth-L1 between prediction and target, over tokens and features."""
+    losses = loss_parts(PUBLISHED, encoder, target_encoder, predictor, x, masks_enc, masks_pred)
+    return losses["latent"]
+
+
+def loss_parts(
+    objective: Objective,
+    encoder: nn.Module,
+    target_encoder: nn.Module,
+    predictor: nn.Module,
+    x: Tensor,
+    masks_enc: Tensor,
+    masks_pred: Tensor,
+) -> dict[str, Tensor]:
+    """Parts of the loss of ``objective`` by their names, before they are weighted.
+
+    The signal's error is the mean squared error over the hidden frames, in the units of ``x``.
 
     Args:
         x: ``[B, 1, R, T]`` normalised runs.
         masks_enc: LongTensor ``[B, K]``, the context tokens.
         masks_pred: LongTensor ``[B, Q]``, the target tokens.
     """
-    target = jepa_targets(target_encoder, x, masks_pred)
-    prediction = predictor(encoder(x, masks_enc), masks_enc, masks_pred)
-    return F.smooth_l1_loss(prediction, target)
+    if objective.latent:  # first: what it needs is free again before activations are kept
+        target = jepa_targets(target_encoder, x, masks_pred)
+    parts = {}
+    features = predictor.features(encoder(x, masks_enc), masks_enc, masks_pred)
+    if objective.latent:
+        prediction = predictor.predictor_proj(features)
+        parts["latent"] = objective.latent_error(prediction, target)
+    if objective.signal:
+        signal = predictor.signal_head(features)
+        parts["signal"] = F.mse_loss(signal, hidden_signal(x, masks_pred, signal.shape[-1]))
+    return parts
 
 
 @torch.no_grad()
@@ -55,52 +80,82 @@ class Networks:
     Args:
         encoder, predictor: trained.
         target_encoder: an average of the encoder's weights, never trained.
+        objective: what is minimised; the predictor needs a signal head where it predicts that.
 
     Attributes:
         encoder, predictor, target_encoder: the bare modules, whatever :meth:`compile` and
             :meth:`distribute` do: these are saved, loaded, measured and averaged.
     """
 
-    def __init__(self, encoder: nn.Module, predictor: nn.Module, target_encoder: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        predictor: nn.Module,
+        target_encoder: nn.Module,
+        objective: Objective = PUBLISHED,
+    ) -> None:
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
-        self._objective: nn.Module = _Objective(encoder, predictor, target_encoder)
+        self.objective = objective
+        self._loss: nn.Module = _Loss(objective, encoder, predictor, target_encoder)
 
     def compile(self) -> None:
         """Compile the loss; before :meth:`distribute`."""
         # Block sizes change from batch to batch: one dynamic graph in place of many fixed ones.
-        self._objective.compile(dynamic=True)
+        self._loss.compile(dynamic=True)
 
     def distribute(self, ranks: Ranks, accumulation_steps: int) -> None:
         """Average the gradients of :meth:`loss` over the processes of ``ranks``."""
-        self._objective = data_parallel(self._objective, ranks, accumulation_steps)
+        self._loss = data_parallel(self._loss, ranks, accumulation_steps)
 
-    def loss(self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor) -> Tensor:
-        """:func:`jepa_loss` of these networks."""
-        return self._objective(x, masks_enc, masks_pred)
+    def loss(
+        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of these networks, and its parts by their columns where it has several.
+
+        Arguments are those of :func:`loss_parts`.
+        """
+        return self._loss(x, masks_enc, masks_pred)
 
     def no_sync(self) -> AbstractContextManager:
         """Context of a micro-step whose gradients are exchanged later (method 8.11)."""
-        return no_sync(self._objective)
+        return no_sync(self._loss)
 
     def clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget the gradients of the step that ``optimizer`` has taken."""
-        clear_gradients(self._objective, optimizer)
+        clear_gradients(self._loss, optimizer)
 
     def update_target(self, momentum: float) -> None:
         """:func:`update_target_encoder` of these networks."""
         update_target_encoder(self.target_encoder, self.encoder, momentum)
 
 
-class _Objective(nn.Module):
+class _Loss(nn.Module):
     """The loss as one module, so that it is compiled and distributed as a whole."""
 
-    def __init__(self, encoder: nn.Module, predictor: nn.Module, target_encoder: nn.Module) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        encoder: nn.Module,
+        predictor: nn.Module,
+        target_encoder: nn.Module,
+    ) -> None:
         super().__init__()
         # The predictor after the encoder: DistributedDataParallel sends gradients in the reverse of
         # this order, which is the order in which the backward pass finishes them.
         self.target_encoder, self.encoder, self.predictor = target_encoder, encoder, predictor
+        self.objective = objective
 
-    def forward(self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor) -> Tensor:
-        return jepa_loss(
-            self.encoder, self.target_encoder, self.predictor, x, masks_enc, masks_pred
+    def forward(
+        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = loss_parts(
+            self.objective,
+            self.encoder,
+            self.target_encoder,
+            self.predictor,
+            x,
+            masks_enc,
+            masks_pred,
         )
+        logged = zip(self.objective.logged, parts.values(), strict=False)
+        return self.objective.total(parts), {name: part.detach() for name, part in logged}

@@ -16,6 +16,8 @@ from .layers import (
 )
 from .pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
 
+SIGNAL_HEAD = ("signal_head.weight", "signal_head.bias")  # of some objectives only (method 11.4)
+
 
 class VisionTransformerPredictor(nn.Module):
     """A narrow transformer over context tokens and one mask token per target.

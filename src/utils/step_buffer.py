@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -24,12 +24,14 @@ class StepRecord:
         losses: the loss of each micro-step, on the device.
         rows: numbers of the samples of each micro-step.
         scalars: values that are on the host already, such as step and learning rate.
+        parts: parts of the loss by their columns, means over the micro-steps, on the device.
     """
 
     losses: list[Tensor]
     grad_norm: Tensor
     rows: list[list[int]]
     scalars: dict[str, float]
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class NonFiniteLoss(Exception):
@@ -88,7 +90,7 @@ class StepBuffer:
         self._records.append(record)
 
     def flush(self, ranks: Ranks) -> list[dict[str, float]]:
-        """Return one row per step since the last flush: the loss over all ranks, and its scalars.
+        """Return one row per step since the last flush: the losses over all ranks, and its scalars.
 
         Every rank must call it at the same step. Raises :class:`NonFiniteLoss` in every rank if any
         of them met one.
@@ -97,7 +99,10 @@ class StepBuffer:
         if not records:
             return []
         own = torch.stack(
-            [torch.stack([*record.losses, record.grad_norm]) for record in records]
+            [
+                torch.stack([*record.losses, *record.parts.values(), record.grad_norm])
+                for record in records
+            ]
         ).tolist()
         now = time.perf_counter()
         milliseconds = (now - self._since) / len(records) * 1e3
@@ -106,11 +111,12 @@ class StepBuffer:
         out = []
         for index, record in enumerate(records):
             values = [numbers[index] for numbers, _ in everyone]
+            micro_steps = len(record.losses)
             step = int(record.scalars["step"])
             bad = [
                 row
                 for numbers, (_, rows) in zip(values, everyone, strict=True)
-                for loss, micro in zip(numbers[:-1], rows[index], strict=True)
+                for loss, micro in zip(numbers[:micro_steps], rows[index], strict=True)
                 if not math.isfinite(loss)
                 for row in micro
             ]
@@ -119,11 +125,16 @@ class StepBuffer:
             if not math.isfinite(values[0][-1]):
                 rows = [row for _, rows in everyone for micro in rows[index] for row in micro]
                 raise NonFiniteLoss(step, rows, "gradient", out)
-            losses = [loss for numbers in values for loss in numbers[:-1]]
+            losses = [loss for numbers in values for loss in numbers[:micro_steps]]
+            parts = zip(*(numbers[micro_steps:-1] for numbers in values), strict=True)
             out.append(
                 {
                     **record.scalars,
                     "loss": sum(losses) / len(losses),
+                    **{
+                        name: sum(part) / len(part)
+                        for name, part in zip(record.parts, parts, strict=True)
+                    },
                     "grad_norm": values[0][-1],
                     "time (ms)": round(milliseconds, 2),
                 }
