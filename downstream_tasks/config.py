@@ -128,6 +128,15 @@ class ModelConfig:
 
 
 @dataclass
+class FewShotConfig:
+    """Training sets of few labelled events (cohort/few_shot.py)."""
+
+    events: Natural = 0  # of every class, of each person; 0: everyone is labelled
+    people: Count = 1  # training people that have labels
+    draws: Annotated[int, at_least(2)] = 50  # of such people and events: the runs of the evaluation
+
+
+@dataclass
 class EvaluationConfig:
     """How a protocol is scored."""
 
@@ -164,6 +173,7 @@ class EvaluationConfig:
     n_permutations: Natural = 0  # of the labels, everything fitted again; 0: no permutation test
     train_sizes: tuple[TrainSize, ...] = ()  # learning curve: 20 people, 0.5 or 1.0 of them
     train_draws: Count = 5  # nested sets of training people of these sizes
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
     # Of the baselines: these together with the model, with the same head as they have alone
     # (logistic or ridge regression). What does the model add to what FC knows?
     stack: tuple[str, ...] = ("fc",)
@@ -236,7 +246,9 @@ class HeadsConfig:
     """scikit-learn heads on feature tables: grids and how a value is picked from them."""
 
     # Of settings: by inner cross-validation over the training people, or on the validation people.
-    selection: Literal["cv", "valid"] = "cv"
+    # fixed: none, as the grid has one value; a penalty is then one per feature (C / F, alpha x F),
+    # which is the same for features of any number F.
+    selection: Literal["cv", "valid", "fixed"] = "cv"
     folds: Annotated[int, at_least(2)] = 5  # selection: cv
     C: Grid = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest penalty first
     cox_alpha: Grid = (1e5, 1e4, 1e3, 1e2, 10.0, 1.0)  # Cox: beside a sum over events

@@ -25,7 +25,15 @@ def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
 
 
 def _relations(config: DownstreamConfig) -> Iterator[Relation]:
-    for rules in (_of_data, _of_adjustment, _of_split, _of_features, _of_studies, _of_training):
+    for rules in (
+        _of_data,
+        _of_adjustment,
+        _of_split,
+        _of_features,
+        _of_studies,
+        _of_few_shot,
+        _of_training,
+    ):
         yield from rules(config)
 
 
@@ -112,7 +120,7 @@ def _of_features(config: DownstreamConfig) -> Iterator[Relation]:
     yield Relation(
         data.unit == "event" or not {*of_events} & {*baselines},
         "evaluation.baselines",
-        f"{' and '.join(of_events)} of events only",
+        f"{', '.join(of_events)} of events only",
     )
     fitted = [name for name in known if REGISTRY[name].fitted]
     yield Relation(
@@ -136,6 +144,49 @@ def _of_studies(config: DownstreamConfig) -> Iterator[Relation]:
         yield Relation(
             frozen or not sets, f"evaluation.{key}", f"{off} with {config.protocol}, {why}"
         )
+
+
+def _of_few_shot(config: DownstreamConfig) -> Iterator[Relation]:
+    """Few labelled events, and settings that nothing is chosen by."""
+    evaluation, heads, split = config.evaluation, config.heads, config.split
+    values = {"logistic": heads.C, "ridge": heads.alpha, "cox": heads.cox_alpha}
+    grid = values.get(config.protocol, heads.n_neighbors)
+    fixed = heads.selection == "fixed"
+    yield Relation(
+        not fixed or config.protocol in ("logistic", "ridge", "cox", "knn"),
+        "heads.selection",
+        f"cv or valid with protocol {config.protocol}",
+    )
+    yield Relation(
+        not fixed or len(grid) == 1,
+        "heads.selection",
+        f"cv or valid with several values of a setting (they are {', '.join(map(str, grid))})",
+    )
+    stacked = {*evaluation.stack} & {*evaluation.baselines}
+    yield Relation(
+        not (fixed and stacked),
+        "evaluation.stack",
+        "empty with heads.selection fixed: the model's share is chosen, as a setting is",
+    )
+    if not evaluation.few_shot.events:
+        return
+    few = "with evaluation.few_shot"
+    yield Relation(config.data.unit == "event", "data.unit", f"event {few}")
+    yield Relation(config.protocol in ("logistic", "knn"), "protocol", f"logistic or knn {few}")
+    yield Relation(
+        fixed,
+        "heads.selection",
+        f"fixed {few} (and one value of its grid): so few events cannot choose a setting, and the "
+        "validation people have no labels",
+    )
+    one_split = not (split.in_folds or split.resample)
+    yield Relation(one_split, "split.source", f"folder, or random without split.resample, {few}")
+    yield Relation(
+        evaluation.num_seed == 1, "evaluation.num_seed", f"1 {few}, whose draws are the runs"
+    )
+    yield Relation(
+        not evaluation.train_sizes, "evaluation.train_sizes", f"empty {few}, which says how many"
+    )
 
 
 def _of_training(config: DownstreamConfig) -> Iterator[Relation]:

@@ -10,6 +10,7 @@ import numpy as np
 from downstream_tasks.cohort.clips import task_clip_input, with_split_statistics
 from downstream_tasks.cohort.examples import Cohort, load_cohort
 from downstream_tasks.cohort.families import FAMILY_KEY
+from downstream_tasks.cohort.few_shot import few_shot_runs, few_shot_words
 from downstream_tasks.cohort.problem import Problem, make_target, study_design
 from downstream_tasks.cohort.runs import (
     RunSplit,
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """A task ready to be evaluated: one problem per seed, or per seed and test fold.
 
+    ``runs`` are the splits of people; where few events are labelled each has a problem per draw.
     ``pretrained_on`` is how many test people (of any seed) the encoder was pretrained on, by their
     ids; ``None`` where the checkpoint does not say. ``notes`` are what qualifies the whole
     evaluation, such as input unlike the checkpoint's, ``settings`` what was done to the data, by
@@ -55,6 +57,7 @@ class Evaluation:
     pretrained_on: int | None = None
     notes: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
+    runs: Sequence[RunSplit] = ()
 
     @property
     def design(self) -> Design:
@@ -68,8 +71,7 @@ class Evaluation:
         ``split.file`` may be one of its files.
         """
         clear_results(self.config.output_dir)
-        runs = [RunSplit(p.seed, p.fold, p.split) for p in self.problems]
-        save_splits(self.config.output_dir, self.cohort, runs)
+        save_splits(self.config.output_dir, self.cohort, self.runs)
 
     def report(
         self,
@@ -172,8 +174,8 @@ def prepare(
     adjustment = FeatureAdjustment(config.data, cohort)
     for problem in problems:
         adjustment.check(problem)
-    first = problems[0].split.train
-    if all(np.array_equal(problem.split.train, first) for problem in problems):
+    first = runs[0].split.train
+    if all(np.array_equal(run.split.train, first) for run in runs):
         pretrained = with_split_statistics(pretrained, config.data, cohort, first)
     counts = {part: len(set(cohort.people[m])) for part, m in runs[0].split.parts().items()}
     logger.info(
@@ -190,13 +192,20 @@ def prepare(
     settings = settings | adjustment.settings()
     if cohort.disjoint not in ((), (FAMILY_KEY,)):
         settings["in one part together"] = f"people of one {' or '.join(cohort.disjoint)}"
-    return Evaluation(config, pretrained, folder, cohort, problems, pretrained_on, notes, settings)
+    few_shot = config.evaluation.few_shot
+    if few_shot.events:
+        settings = settings | {"labelled": few_shot_words(few_shot, counts["train"])}
+    return Evaluation(
+        config, pretrained, folder, cohort, problems, pretrained_on, notes, settings, runs
+    )
 
 
 def pose_problems(
     config: DownstreamConfig, cohort: Cohort, runs: Sequence[RunSplit] | None = None
 ) -> list[Problem]:
-    """One problem for each of ``runs``; by default for splits made as the task says, not written.
+    """One problem for each of ``runs``, or for each of their draws where few events are labelled.
+
+    By default the runs are splits made as the task says, not written.
 
     Raises:
         UserError: as :func:`make_splits` and :func:`make_target`.
@@ -213,8 +222,9 @@ def pose_problems(
             run.seed,
             run.fold,
             balanced=config.evaluation.class_weights == "balanced",
+            draw=draw,
         )
-        for run in runs
+        for run, draw in few_shot_runs(cohort, runs, config.evaluation.few_shot)
     ]
 
 

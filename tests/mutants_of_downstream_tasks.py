@@ -270,6 +270,34 @@ ROWS = [
         "a task that resamples to a TR does not stride as well",
     ),
     (
+        "downstream_tasks/features/baselines.py",
+        "removed[varies] -= removed[varies].mean(axis=0)",
+        "removed[varies] -= removed.mean(axis=0)",
+        "tests/downstream_tasks/features/test_baselines.py::test_features_without_the_global_signal_by_hand",
+        "an ROI with one value only is no part of the global signal",
+    ),
+    (
+        "downstream_tasks/cohort/few_shot.py",
+        "able = [order[i] for i in shuffled if fewest[i] >= config.events]",
+        "able = [order[i] for i in shuffled]",
+        "tests/downstream_tasks/cohort/test_few_shot.py::test_so_many_events_of_each_class_of_so_many_training_people",
+        "every draw has as many events of every class",
+    ),
+    (
+        "downstream_tasks/cohort/few_shot.py",
+        "return replace(split, train=train, valid=split.valid[:0])",
+        "return replace(split, train=train)",
+        "tests/downstream_tasks/cohort/test_few_shot.py::test_so_many_events_of_each_class_of_so_many_training_people",
+        "validation people have no labels where few have",
+    ),
+    (
+        "downstream_tasks/heads/estimators.py",
+        'return value / n_features if name == "C" else value * n_features',
+        "return value",
+        "tests/downstream_tasks/test_few_shot.py::test_a_wide_representation_is_penalised_as_a_narrow_one_is",
+        "a fixed penalty is one per feature",
+    ),
+    (
         "downstream_tasks/features/series.py",
         'as_stored = {"normalization": "none", "clip_sd": None, "global_signal": "keep"}',
         'as_stored = {"normalization": "none"}',
@@ -686,8 +714,9 @@ ROWS = [
     ),
     (
         "downstream_tasks/heads/estimators.py",
-        "estimator.set_params(**{name: values[best]}), fit, y_fit)",
-        "estimator.set_params(**{name: values[best]}), x, y)",
+        "notes += _convergence_note(_fit(estimator, fit, y_fit))",
+        "both = np.r_[split.train, split.valid]\n"
+        "    notes += _convergence_note(_fit(estimator, prepare(both), target.y[both]))",
         "tests/downstream_tasks/heads/test_heads.py::test_validation_people_pick_the_setting_and_nothing_else",
         "weights are fitted on the training people alone",
     ),

@@ -40,7 +40,8 @@ class Target:
 class Problem:
     """One run of an evaluation: who is in which part, what to predict, what picks a setting.
 
-    ``fold`` is the number of the test fold where every person is tested once per seed.
+    ``fold`` is the number of the test fold where every person is tested once per seed, ``draw``
+    that of the training set where few events are labelled (:mod:`cohort.few_shot`).
     ``balanced``: whether the classes count alike in training, whatever the head.
     """
 
@@ -51,11 +52,12 @@ class Problem:
     seed: int
     fold: int | None = None
     balanced: bool = False
+    draw: int | None = None
 
     @property
     def name(self) -> str:
-        """``seed0``, or ``seed0_fold2``: names the files of this run."""
-        return run_name(self.seed, self.fold)
+        """``seed0``, ``seed0_fold2`` or ``seed0_draw7``: names the files of this run."""
+        return run_name(self.seed, self.fold, self.draw)
 
     @property
     def class_weights(self) -> np.ndarray | None:

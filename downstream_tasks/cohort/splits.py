@@ -38,9 +38,10 @@ class Split:
         return {name: getattr(self, name) for name in SPLITS}
 
 
-def run_name(seed: int, fold: int | None = None) -> str:
-    """``seed0``, or ``seed0_fold2``."""
-    return f"seed{seed}" if fold is None else f"seed{seed}_fold{fold}"
+def run_name(seed: int, fold: int | None = None, draw: int | None = None) -> str:
+    """``seed0``, ``seed0_fold2`` or ``seed0_draw7``."""
+    numbers = {"fold": fold, "draw": draw}
+    return f"seed{seed}" + "".join(f"_{k}{v}" for k, v in numbers.items() if v is not None)
 
 
 def split_path(folder: Path, name: str) -> Path:

@@ -53,6 +53,19 @@ def patch_means(patches: np.ndarray) -> np.ndarray:
     return patches.mean(axis=2, dtype=np.float64).astype(np.float32).ravel()
 
 
+def after_removal(series: np.ndarray, features: Features) -> np.ndarray:
+    """``features`` of the series ``[R, ...]`` without its global signal.
+
+    That is the mean over ROIs of each frame, subtracted from them. An ROI with one value only, as a
+    bad one has, is no part of it and stays as it is.
+    """
+    varies = np.ptp(series.reshape(len(series), -1), axis=1) > 0
+    removed = np.array(series, dtype=np.float64)
+    if varies.any():
+        removed[varies] -= removed[varies].mean(axis=0)
+    return features(removed)
+
+
 def feature_table(
     series: Iterable[Sequence[np.ndarray]], features: Features, n_examples: int
 ) -> np.ndarray:

@@ -5,7 +5,8 @@ read it there.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from downstream_tasks.features import baselines, connectivity, controls, readouts
@@ -187,6 +188,14 @@ REGISTRY: dict[str, Representation] = {
             baselines.log_roi_sd,
             event_title="ROI log SD (scored patch)",
         ),
+        Representation(
+            "log_sd_clips",
+            "ROI log SD of the clips",
+            "baseline",
+            "clip",
+            baselines.log_roi_sd,
+            event_title="ROI log SD (whole clip)",
+        ),
         Representation("raw_clip", "Raw clip (whole)", "baseline", "clip", baselines.raw_values),
         Representation(
             "patch_means",
@@ -239,6 +248,40 @@ REGISTRY: dict[str, Representation] = {
             controls.hold_constant,
         ),
     )
+}
+
+
+# What is computed from a series has a row of the series without its global signal, which by itself
+# changes what can be decoded (method 10): a model trained without it is compared with these.
+WITHOUT_GLOBAL_SIGNAL = (
+    "fc",
+    "fc_run",
+    "fc_clips",
+    "roi_stats",
+    "log_sd",
+    "log_sd_clips",
+    "raw_clip",
+    "patch_means",
+    "raw_patch",
+    "patch_mean",
+)
+_REMOVED = "global signal removed"
+
+
+def _without_global_signal(entry: Representation) -> Representation:
+    event_title = entry.event_title and f"{entry.event_title}, {_REMOVED}"
+    return replace(
+        entry,
+        name=f"{entry.name}_gsr",
+        title=f"{entry.title}, {_REMOVED}",
+        function=partial(baselines.after_removal, features=entry.function),
+        event_title=event_title,
+    )
+
+
+REGISTRY |= {
+    entry.name: entry
+    for entry in (_without_global_signal(REGISTRY[name]) for name in WITHOUT_GLOBAL_SIGNAL)
 }
 
 

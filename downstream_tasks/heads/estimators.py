@@ -7,7 +7,7 @@ examples are scored with the result and nothing is chosen on them.
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -42,6 +42,7 @@ def fit_head(
     Weights are fitted on the training people, whatever the head. With ``selection: cv`` so is the
     setting, and the validation people are not used at all; ``selection: valid``, the probes and
     fine-tuning pick theirs on the validation people, so that such rows have seen more of them.
+    With ``selection: fixed`` the grid has one value, and a penalty is one per feature.
 
     ``standardise`` off leaves features in the scale they have, for those that have been given one.
     """
@@ -57,27 +58,64 @@ def fit_head(
         return scaled if rotation is None else rotation.transform(scaled).astype(np.float64)
 
     fit, y_fit = prepare(split.train), target.y[split.train]
-    x, y, examples = fit, y_fit, split.train
-    if config.selection == "valid":
-        x, examples = np.concatenate([fit, prepare(split.valid)]), np.r_[split.train, split.valid]
-        y = target.y[examples]
-        folds = [(np.arange(len(fit)), np.arange(len(fit), len(x)))]
+    if config.selection == "fixed":
+        chosen, notes = {name: values[0]}, ()
+        estimator.set_params(**{name: _of_all_features(name, values[0], features.shape[1])})
     else:
-        folds = inner_folds(problem.cohort, split.train, config.folds, problem.seed)
-    if kind == "knn":
-        fewest = min(len(train) for train, _ in folds)
-        values = [k for k in values if k <= fewest] or [1]
-    scores, unfinished = _score_settings(estimator, name, values, x, y, examples, folds, problem)
-    sign = direction(problem.metric)
-    best = int(np.argmax(sign * scores))  # of equally good values the first
-    chosen = {name: values[best], "selection_score": float(scores[best])}
-    notes = () if kind == "knn" else edge_notes(chosen, {name: values})
-    converged = _fit(estimator.set_params(**{name: values[best]}), fit, y_fit)
-    notes += _convergence_notes(converged, unfinished, len(values) * len(folds))
+        chosen, notes = _select(estimator, name, values, fit, prepare, problem, config)
+        estimator.set_params(**{name: chosen[name]})
+    notes += _convergence_note(_fit(estimator, fit, y_fit))
     if kind == "knn":
         return HeadResult(_predict(estimator, prepare(everyone), target.n_classes), chosen)
     linear = _fold_preparation(estimator, scaler, rotation)
     return HeadResult(linear.scores(features, target.n_classes), chosen, linear=linear, notes=notes)
+
+
+def _of_all_features(name: str, value: float, n_features: int) -> float:
+    """A penalty per feature as scikit-learn has it: features then have a total variance of 1."""
+    if name == "n_neighbors":
+        return value
+    return value / n_features if name == "C" else value * n_features
+
+
+def _select(
+    estimator: BaseEstimator,
+    name: str,
+    values: Sequence[float],
+    fit: np.ndarray,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    problem: Problem,
+    config: HeadsConfig,
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The setting that scores best without the test people, and what qualifies the choice.
+
+    ``fit`` are the prepared features of the training people.
+    """
+    split, y = problem.split, problem.target.y
+    x, examples = fit, split.train
+    if config.selection == "valid":
+        x, examples = np.concatenate([fit, prepare(split.valid)]), np.r_[split.train, split.valid]
+        folds = [(np.arange(len(fit)), np.arange(len(fit), len(x)))]
+    else:
+        folds = inner_folds(problem.cohort, split.train, config.folds, problem.seed)
+    if name == "n_neighbors":
+        fewest = min(len(train) for train, _ in folds)
+        values = [k for k in values if k <= fewest] or [1]
+    scores, unfinished = _score_settings(
+        estimator, name, values, x, y[examples], examples, folds, problem
+    )
+    sign = direction(problem.metric)
+    best = int(np.argmax(sign * scores))  # of equally good values the first
+    chosen = {name: values[best], "selection_score": float(scores[best])}
+    notes = () if name == "n_neighbors" else edge_notes(chosen, {name: values})
+    if unfinished:
+        n_fits = len(values) * len(folds)
+        text = (
+            f"the solver did not converge in {unfinished} of {n_fits} fits that chose the setting"
+        )
+        logger.warning("%s", text)
+        notes += (text,)
+    return chosen, notes
 
 
 def _score_settings(
@@ -127,17 +165,12 @@ def _predict(estimator: BaseEstimator, x: np.ndarray, n_classes: int) -> np.ndar
     return probabilities
 
 
-def _convergence_notes(converged: bool, unfinished: int, n_fits: int) -> tuple[str, ...]:
-    notes = []
-    if not converged:
-        notes.append(f"the solver did not converge in {_MAX_ITERATIONS} iterations")
-    if unfinished:
-        notes.append(
-            f"the solver did not converge in {unfinished} of {n_fits} fits that chose the setting"
-        )
-    for note in notes:
-        logger.warning("%s", note)
-    return tuple(notes)
+def _convergence_note(converged: bool) -> tuple[str, ...]:
+    if converged:
+        return ()
+    text = f"the solver did not converge in {_MAX_ITERATIONS} iterations"
+    logger.warning("%s", text)
+    return (text,)
 
 
 def _estimator(

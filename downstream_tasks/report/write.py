@@ -146,6 +146,8 @@ def predictions_table(
             part.insert(1, "head", row.head)
             part.insert(2, "seed", problem.seed)
             part.insert(3, "fold", problem.fold)
+            if problem.draw is not None:
+                part.insert(4, "draw", problem.draw)
             part["group"] = cohort.unit_groups[units]
             if cohort.is_classification:
                 names = np.array(cohort.classes)

@@ -28,7 +28,7 @@ def test_every_task_has_its_file():
     assert names >= {
         "hca_sex", "hca_age", "hca_neuroticism", "hca_flanker", "adni_ncmci", "adni_amyloid",
         "macc_ncmci", "ukb_sex", "ukb_age", "oasis3_conversion", "camcan_depression",
-        "demo_state", "demo_fingerprint",
+        "demo_state", "demo_few_shot", "demo_fingerprint",
     }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_a_name_that_is_no_task():
             "allowed: 0 with fingerprint, which fits nothing",
         ),
         ({"evaluation": {"baselines": ["majorty"]}}, r"Did you mean 'majority'\?"),
-        ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch and patch_mean of events only"),
+        ({"evaluation": {"baselines": ["raw_patch"]}}, "raw_patch, patch_mean, .* of events only"),
         (
             {"linear_probe": {"grid_blr": []}},
             r"linear_probe.grid_blr is \[\]; allowed: a list of .* not empty",

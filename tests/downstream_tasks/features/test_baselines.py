@@ -6,6 +6,7 @@ from nilearn.connectome import ConnectivityMeasure
 from sklearn.covariance import EmpiricalCovariance
 
 from downstream_tasks.features import baselines
+from downstream_tasks.features.registry import REGISTRY, WITHOUT_GLOBAL_SIGNAL
 
 
 @pytest.fixture
@@ -41,6 +42,40 @@ def test_roi_features_by_hand(series):
     means = baselines.patch_means(series.reshape(6, 5, 8)).reshape(6, 5)
     np.testing.assert_allclose(means[2, 1], series[2, 8:16].mean(), rtol=1e-5)
     np.testing.assert_array_equal(baselines.raw_values(series).reshape(6, 40), series)
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (6, 5, 8)])
+def test_features_without_the_global_signal_by_hand(shape):
+    """Frame by frame, over the ROIs that are not constant; patches are frames in their order."""
+    values = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
+    values[2] = 0  # a bad ROI after normalisation
+    before = values.copy()
+    expected = values.reshape(6, 40).astype(np.float64)
+    for t in range(40):
+        mean = sum(expected[r, t] for r in (0, 1, 3, 4, 5)) / 5
+        for r in (0, 1, 3, 4, 5):
+            expected[r, t] -= mean
+    removed = baselines.after_removal(values, baselines.raw_values)
+    np.testing.assert_allclose(removed, expected.ravel(), atol=1e-6)
+    np.testing.assert_array_equal(values, before)
+    twice = baselines.after_removal(
+        values, lambda once: baselines.after_removal(once, baselines.raw_values)
+    )
+    np.testing.assert_allclose(twice, removed, atol=1e-6)
+    constant = np.ones((3, 4))  # no ROI varies: there is nothing to remove
+    assert (baselines.after_removal(constant, baselines.raw_values) == 1).all()
+
+
+@pytest.mark.parametrize("name", WITHOUT_GLOBAL_SIGNAL)
+def test_entries_without_the_global_signal_are_those_of_the_series_without_it(name, series):
+    entry, without = REGISTRY[name], REGISTRY[f"{name}_gsr"]
+    assert without.title == f"{entry.title}, global signal removed"
+    for same in ("reads", "kind", "by_patch", "plain_head"):
+        assert getattr(without, same) == getattr(entry, same)
+    given = series.reshape(len(series), -1, 10) if entry.by_patch else series
+    np.testing.assert_allclose(
+        without.function(given), entry.function(given - given.mean(axis=0)), atol=1e-4
+    )
 
 
 def test_feature_table_averages_the_clips_of_an_example(series):
