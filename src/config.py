@@ -142,6 +142,8 @@ class MetaConfig:
     add_w: Literal["mapping", "origin", "anatomical"] = "mapping"
     init: Literal["release", "fan_in"] = "release"
     patch_embed_std: Positive = 0.02
+    attention_bias: Literal["none", "gradient"] = "none"  # by distance of ROIs (method 11.3)
+    bias_components: Count | None = None  # gradients it measures them in; unset: all
     objective: Kind = Objective.kind
     signal_weight: Positive = Objective.signal_weight  # of the signal's error in hybrid
     loss: Loss = Objective.loss  # of the latent prediction
@@ -236,6 +238,8 @@ class Config:
             add_w=self.meta.add_w,
             init=self.meta.init,
             patch_embed_std=self.meta.patch_embed_std,
+            attention_bias=self.meta.attention_bias,
+            bias_components=self.meta.bias_components,
         )
 
     @property
@@ -336,6 +340,17 @@ def _relations(config: Config) -> Iterator[Relation]:
         data.target_tr is None or data.stride is None,
         "data.target_tr",
         "either data.target_tr or data.stride, not both",
+    )
+    yield Relation(
+        meta.attention_bias == "none" or meta.add_w != "origin",
+        "meta.attention_bias",
+        "none with meta.add_w: origin, which has no gradients to measure distances in; or "
+        "add_w: mapping",
+    )
+    yield Relation(
+        meta.attention_bias != "none" or meta.bias_components is None,
+        "meta.bias_components",
+        "null unless meta.attention_bias is gradient, as nothing else uses it",
     )
     heads = config.encoder_size["num_heads"]
     for key, width in (

@@ -185,13 +185,21 @@ def _without_unused_head(
 def init_opt(
     networks: Networks, config: Config, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
-    """AdamW with no decay on biases and norms, and the run's schedule (method 7)."""
-    trained = (networks.encoder, networks.predictor)
-    parameters = [p for network in trained for p in network.parameters() if p.requires_grad]
+    """AdamW, and the run's schedule (method 7).
+
+    No weight decay on biases, norms and what a network names in ``no_weight_decay()``.
+    """
+    decayed, others = [], []
+    for network in (networks.encoder, networks.predictor):
+        exempt = network.no_weight_decay()
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                decays = parameter.ndim > 1 and name not in exempt
+                (decayed if decays else others).append(parameter)
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim > 1], "decay": True},
-            {"params": [p for p in parameters if p.ndim <= 1], "decay": False, "weight_decay": 0.0},
+            {"params": decayed, "decay": True},
+            {"params": others, "decay": False, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.999),
         fused=True,

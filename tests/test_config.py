@@ -133,6 +133,11 @@ def test_what_is_written_is_what_is_read():
         ("met.seed=1", ["unknown section 'met'", "Did you mean 'meta'?"]),
         ("meta.model_name=vit_bse", ["meta.model_name", "vit_bse", "Did you mean 'vit_base'?"]),
         ("meta.init=fanin", ["meta.init", "'fanin'", "release, fan_in"]),
+        (
+            "meta.attention_bias=gradient meta.add_w=origin",
+            ["meta.attention_bias", "add_w: origin, which has no gradients", "add_w: mapping"],
+        ),
+        ("meta.bias_components=6", ["meta.bias_components is 6", "attention_bias is gradient"]),
         ("data.batch_size=many", ["data.batch_size", "'many'", "whole number"]),
         ("data.batch_size=0", ["data.batch_size", "0", ">= 1"]),
         ("data.pin_mem=1", ["data.pin_mem", "true or false"]),

@@ -74,16 +74,18 @@ class DownstreamViT(nn.Module):
         return self.head(self.forward_features(x))
 
     def no_weight_decay(self) -> set[str]:
-        """The gradient projection: its output is rescaled to [-1, 1], so its size means nothing."""
-        return {"encoder.pos_embed_proj.predictor_pos_embed_proj.weight"}
+        """The encoder's, and the gradient projection, whose output is rescaled to [-1, 1]."""
+        projection = "pos_embed_proj.predictor_pos_embed_proj.weight"
+        return {f"encoder.{name}" for name in {projection, *self.encoder.no_weight_decay()}}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Layers for ``timm.optim.param_groups_layer_decay``, as in MAE.
 
-        Layer 0 holds patches and positions, layer i block i - 1, and the last one what comes after:
-        the encoder's norm, ``fc_norm`` and the head. Without this method, or with names that never
-        match (the release, method 8.6), every layer gets the full learning rate.
+        Layer 0 holds patches, positions and the attention bias of all blocks, layer i block i - 1,
+        and the last one what comes after: the encoder's norm, ``fc_norm`` and the head. Without
+        this method, or with names that never match (the release, method 8.6), every layer gets the
+        full learning rate.
         """
-        stem = r"^encoder\.(?:patch_embed|pos_embed_proj)"
+        stem = r"^encoder\.(?:patch_embed|pos_embed_proj|attention_bias)"
         block = r"^encoder\.blocks" if coarse else r"^encoder\.blocks\.(\d+)"
         return {"stem": stem, "blocks": block}

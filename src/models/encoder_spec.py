@@ -19,6 +19,7 @@ class EncoderSpec:
         embed_dim, depth, num_heads: width D, blocks, attention heads.
         add_w: mapping, origin or anatomical.
         init, patch_embed_std: how its weights started; matters for untrained copies only.
+        attention_bias, bias_components: see :class:`VisionTransformer`.
     """
 
     crop_size: tuple[int, int]
@@ -29,6 +30,8 @@ class EncoderSpec:
     add_w: str
     init: str = "release"
     patch_embed_std: float = 0.02
+    attention_bias: str = "none"
+    bias_components: int | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
@@ -73,4 +76,6 @@ class EncoderSpec:
             gradient_checkpointing=gradient_checkpointing,
             init_scheme=self.init,
             patch_embed_std=self.patch_embed_std,
+            attention_bias=self.attention_bias,
+            bias_components=self.bias_components,
         )

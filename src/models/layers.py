@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,29 @@ from torch import Tensor, nn
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
 # ``flash_attn`` is the release's name; PyTorch's fused attention picks the flash kernel by itself.
 FUSED_ATTENTION = {"normal": False, "sdpa": True, "flash_attn": True}
+
+
+class ExtraDimensions(NamedTuple):
+    """What a bias adds to the queries and keys of attention, ``[B or 1, heads, N, E]`` each."""
+
+    query: Tensor
+    key: Tensor
+
+    def join(
+        self, q: Tensor, k: Tensor, masks: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Wider queries and keys ``[B, heads, N, head_dim + E]``; with masks of these queries."""
+        query = self.query if masks is None else per_head_at(self.query, masks)
+        return _side_by_side(q, query), _side_by_side(k, self.key)
+
+
+def _side_by_side(tokens: Tensor, extra: Tensor) -> Tensor:
+    """Join ``[M * B, heads, N, .]`` and the same of batch M * B, B or 1."""
+    if len(extra) == 1:
+        extra = extra.expand(len(tokens), -1, -1, -1)
+    elif len(extra) < len(tokens):
+        extra = extra.repeat(len(tokens) // len(extra), 1, 1, 1)
+    return torch.cat([tokens, extra], dim=-1)
 
 
 def build_blocks(
@@ -53,61 +77,113 @@ def build_blocks(
     return blocks
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, gradient_checkpointing: bool = False) -> Tensor:
+def run_blocks(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    gradient_checkpointing: bool = False,
+    bias: ExtraDimensions | None = None,
+) -> Tensor:
     """Apply the blocks to ``x`` ``[B, N, D]``; checkpointing recomputes them in backward."""
+    steps = blocks if bias is None else [partial(block_at, block, bias=bias) for block in blocks]
     if gradient_checkpointing and torch.is_grad_enabled():
-        return checkpoint_seq(blocks, x, use_reentrant=False)
-    for block in blocks:
-        x = block(x)
+        return checkpoint_seq(steps, x, use_reentrant=False)
+    for step in steps:
+        x = step(x)
     return x
 
 
-def block_at(block: Block, x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
-    """Output of ``block`` at some tokens only: ``x`` ``[B, N, D]`` -> ``[M * B, K, D]``.
+def block_at(
+    block: Block,
+    x: Tensor,
+    masks: Tensor | list[Tensor] | None = None,
+    bias: ExtraDimensions | None = None,
+) -> Tensor:
+    """Output of ``block``, at some tokens only: ``x`` ``[B, N, D]`` -> ``[M * B, K, D]``.
 
     Keys and values are those of all tokens; queries, projection and MLP are computed for the tokens
-    of the M index tensors ``[B, K]``. Equal to ``apply_masks(block(x), masks)``.
+    of the M index tensors ``[B, K]``. Equal to ``apply_masks(block(x), masks)`` without ``bias``.
     """
-    attention, masks = block.attn, as_list(masks)
-    normed = block.norm1(x)
-    width = attention.num_heads * attention.head_dim
-    query_weight, other_weight = attention.qkv.weight.split([width, 2 * width])
-    query_bias = other_bias = None
-    if attention.qkv.bias is not None:
-        query_bias, other_bias = attention.qkv.bias.split([width, 2 * width])
-    q = F.linear(apply_masks(normed, masks), query_weight, query_bias)  # [M * B, K, D]
-    kv = F.linear(normed, other_weight, other_bias)
-    if len(masks) > 1:  # of one mask it would be a copy of all tokens
-        kv = kv.repeat(len(masks), 1, 1)
-    k, v = kv.chunk(2, dim=-1)
-    heads = (attention.num_heads, attention.head_dim)
-    q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in (q, k, v))
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    if attention.fused_attn:
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    else:
-        weights = ((q * attention.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
-        mixed = attention.attn_drop(weights) @ v
-    mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
-    mixed = attention.proj_drop(attention.proj(mixed))
-    x = apply_masks(x, masks)
+    mixed = attend(block.attn, block.norm1(x), masks, bias)
+    if masks is not None:
+        x = apply_masks(x, masks)
     x = x + block.drop_path1(block.ls1(mixed))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
+def attend(
+    attention: Attention,
+    x: Tensor,
+    masks: Tensor | list[Tensor] | None = None,
+    bias: ExtraDimensions | None = None,
+) -> Tensor:
+    """Output of ``attention`` for its input ``x`` ``[B, N, D]``, at all tokens or those of masks.
+
+    timm's own forward, with the queries of some tokens only, and with a bias.
+    """
+    q, k, v = _queries_keys_values(attention, x, masks, bias)
+    if attention.fused_attn:
+        # PyTorch's fused kernel on CPUs wants values as wide as the keys; without, attention takes
+        # six times as long and forms the N x N matrix.
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v if bias is None else F.pad(v, (0, q.shape[-1] - v.shape[-1])),
+            dropout_p=attention.attn_drop.p if attention.training else 0.0,
+            scale=attention.scale,  # not that of the wider queries
+        )[..., : v.shape[-1]]
+    else:
+        weights = _weights(attention, q, k, bias).to(v.dtype)
+        mixed = attention.attn_drop(weights) @ v
+    mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
+    return attention.proj_drop(attention.proj(mixed))
+
+
 @torch.no_grad()
-def attention_map(attention: Attention, x: Tensor) -> Tensor:
+def attention_map(attention: Attention, x: Tensor, bias: ExtraDimensions | None = None) -> Tensor:
     """Softmax weights ``[B, heads, N, N]`` that ``attention`` gives its input ``x`` ``[B, N, D]``.
 
     Recomputed from the projection, so that it is the same for every backend: the fused kernels
     never form this matrix.
     """
-    B, N, _ = x.shape
-    qkv = attention.qkv(x).reshape(B, N, 3, attention.num_heads, attention.head_dim)
-    q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, head_dim]
+    q, k, _ = _queries_keys_values(attention, x, None, bias)
+    return _weights(attention, q, k, bias)
+
+
+def _queries_keys_values(
+    attention: Attention,
+    x: Tensor,
+    masks: Tensor | list[Tensor] | None,
+    bias: ExtraDimensions | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``[B, heads, N, head_dim]`` each; with masks queries ``[M * B, ., K, .]``, M times others."""
+    if masks is None:
+        q, k, v = attention.qkv(x).chunk(3, dim=-1)
+    else:
+        masks = as_list(masks)
+        width = attention.num_heads * attention.head_dim
+        query_weight, other_weight = attention.qkv.weight.split([width, 2 * width])
+        query_bias = other_bias = None
+        if attention.qkv.bias is not None:
+            query_bias, other_bias = attention.qkv.bias.split([width, 2 * width])
+        q = F.linear(apply_masks(x, masks), query_weight, query_bias)  # [M * B, K, D]
+        kv = F.linear(x, other_weight, other_bias)
+        if len(masks) > 1:  # of one mask it would be a copy of all tokens
+            kv = kv.repeat(len(masks), 1, 1)
+        k, v = kv.chunk(2, dim=-1)
+    heads = (attention.num_heads, attention.head_dim)
+    q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in (q, k, v))
     q, k = attention.q_norm(q), attention.k_norm(k)
-    return ((q * attention.scale) @ k.transpose(-2, -1)).float().softmax(dim=-1)
+    return (q, k, v) if bias is None else (*bias.join(q, k, masks), v)
+
+
+def _weights(attention: Attention, q: Tensor, k: Tensor, bias: ExtraDimensions | None) -> Tensor:
+    """Softmax of the scaled products of queries and keys, float32 ``[B, heads, N, N]``."""
+    if bias is None:
+        return ((q * attention.scale) @ k.transpose(-2, -1)).float().softmax(dim=-1)
+    # In float32, as fused kernels add up: the part of a product that cancels in the softmax is
+    # large, and rounding it to bfloat16 would drown the rest.
+    with torch.autocast(q.device.type, enabled=False):
+        return ((q.float() * attention.scale) @ k.float().transpose(-2, -1)).softmax(dim=-1)
 
 
 def as_list(masks: Tensor | list[Tensor]) -> list[Tensor]:
@@ -119,6 +195,13 @@ def apply_masks(x: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
     """Gather tokens: ``x`` ``[B, N, D]`` at M index tensors ``[B, K]`` -> ``[M * B, K, D]``."""
     kept = [x.gather(1, mask.unsqueeze(-1).expand(-1, -1, x.shape[-1])) for mask in as_list(masks)]
     return kept[0] if len(kept) == 1 else torch.cat(kept)
+
+
+def per_head_at(tokens: Tensor, masks: Tensor | list[Tensor]) -> Tensor:
+    """As :func:`apply_masks` for ``[B or 1, heads, N, E]``: ``[M * B, heads, K, E]``."""
+    masks = as_list(masks)
+    joined = tokens.transpose(1, 2).flatten(2).expand(len(masks[0]), -1, -1)
+    return apply_masks(joined, masks).unflatten(-1, (tokens.shape[1], -1)).transpose(1, 2)
 
 
 def init_weights(module: nn.Module, scheme: str = "release", std: float = 0.02) -> None:

@@ -6,6 +6,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from .attention_bias import make_attention_bias, undecayed
 from .layers import (
     LAYER_NORM,
     apply_masks,
@@ -33,6 +34,7 @@ class VisionTransformerPredictor(nn.Module):
             loaded alone, by the same rule.
         signal_patch_size: frames of a patch, for a ``signal_head`` that maps a target's features to
             its signal (method 11.4); unset: no such head, as published.
+        attention_bias, bias_components: as in the encoder, with parameters of its own.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class VisionTransformerPredictor(nn.Module):
         gradient_checkpointing: bool = False,
         init_scheme: str = "release",
         signal_patch_size: int | None = None,
+        attention_bias: str = "none",
+        bias_components: int | None = None,
     ) -> None:
         super().__init__()
         rois, patches = num_patches_2d
@@ -83,12 +87,19 @@ class VisionTransformerPredictor(nn.Module):
         )
         self.predictor_norm = norm_layer(predictor_embed_dim)
         self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.attention_bias = make_attention_bias(
+            attention_bias, num_patches_2d, num_heads, gradient_pos_embed, bias_components
+        )
         init_weights(self, init_scheme)
         trunc_normal_(self.mask_token, std=0.02)
         self.signal_head: nn.Linear | None = None
         if signal_patch_size is not None:  # last, so that all others begin as they do without it
             self.signal_head = nn.Linear(predictor_embed_dim, signal_patch_size)
             init_weights(self.signal_head, init_scheme)
+
+    def no_weight_decay(self) -> set[str]:
+        """As :meth:`VisionTransformer.no_weight_decay`."""
+        return undecayed(self)
 
     def forward(
         self, x: Tensor, masks_x: Tensor | list[Tensor], masks: Tensor | list[Tensor]
@@ -124,5 +135,10 @@ class VisionTransformerPredictor(nn.Module):
             for mask in masks
         ]
         x = torch.cat([x.repeat(len(masks), 1, 1), torch.cat(queries)], dim=1)
-        x = run_blocks(self.predictor_blocks, x, self.gradient_checkpointing)
+        bias = None
+        if self.attention_bias is not None:
+            tokens = [torch.cat([seen, hidden], dim=1) for hidden in masks for seen in masks_x]
+            scale = self.predictor_blocks[0].attn.scale
+            bias = self.attention_bias(self.gradient_pos_embed, scale, tokens)
+        x = run_blocks(self.predictor_blocks, x, self.gradient_checkpointing, bias)
         return self.predictor_norm(x)[:, context_tokens:]

@@ -13,7 +13,7 @@ class PredictorSpec:
     """What it takes to build the predictor of an encoder, but for the ROI features.
 
     Attributes:
-        encoder: whose tokens it reads; grid, heads, positions and initial weights follow it.
+        encoder: whose tokens it reads; all but its size follows it.
         embed_dim, depth: its own width and blocks.
         signal_head: whether it has a head for the signal of hidden patches (method 11.4).
     """
@@ -44,5 +44,7 @@ class PredictorSpec:
             add_w=self.encoder.add_w,
             gradient_checkpointing=gradient_checkpointing,
             init_scheme=self.encoder.init,
+            attention_bias=self.encoder.attention_bias,
+            bias_components=self.encoder.bias_components,
             signal_patch_size=self.encoder.patch_size if self.signal_head else None,
         )

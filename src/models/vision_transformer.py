@@ -5,9 +5,12 @@ from collections.abc import Callable
 from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
+from .attention_bias import make_attention_bias, undecayed
 from .layers import (
     LAYER_NORM,
+    ExtraDimensions,
     apply_masks,
+    as_list,
     attention_map,
     block_at,
     build_blocks,
@@ -51,6 +54,8 @@ class VisionTransformer(nn.Module):
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         init_scheme: see :func:`src.models.layers.init_weights`.
         patch_embed_std: standard deviation of the patch embedding's initial weights.
+        attention_bias: ``none``, or ``gradient`` for an :class:`AttentionBias` of all blocks.
+        bias_components: columns of the gradients that it measures distances in; all by default.
     """
 
     def __init__(
@@ -73,6 +78,8 @@ class VisionTransformer(nn.Module):
         gradient_checkpointing: bool = False,
         init_scheme: str = "release",
         patch_embed_std: float = 0.02,
+        attention_bias: str = "none",
+        bias_components: int | None = None,
     ) -> None:
         super().__init__()
         rois, frames = img_size
@@ -105,6 +112,9 @@ class VisionTransformer(nn.Module):
             drop_path_rate=drop_path_rate,
         )
         self.norm = norm_layer(embed_dim)
+        self.attention_bias = make_attention_bias(
+            attention_bias, self.num_patches_2d, num_heads, gradient_pos_embed, bias_components
+        )
         init_weights(self, init_scheme)
         trunc_normal_(self.patch_embed.proj.weight, std=patch_embed_std)
 
@@ -113,10 +123,21 @@ class VisionTransformer(nn.Module):
         """Number of tokens N = R * P."""
         return self.patch_embed.num_patches
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay beside biases and norms; timm's interface."""
+        return undecayed(self)
+
     def embed(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
         """Patches plus positions: ``x`` ``[B, 1, R, T]`` -> ``[B, N, D]``, or ``[M * B, K, D]``."""
         x = self.patch_embed(x) + self.pos_embed_proj(self.gradient_pos_embed)
         return x if masks is None else apply_masks(x, masks)
+
+    def _bias(self, masks: Tensor | list[Tensor] | None) -> ExtraDimensions | None:
+        """The attention bias of the tokens of ``masks``, of all tokens by default."""
+        if self.attention_bias is None:
+            return None
+        masks = None if masks is None else as_list(masks)
+        return self.attention_bias(self.gradient_pos_embed, self.blocks[0].attn.scale, masks)
 
     def forward(
         self,
@@ -140,16 +161,17 @@ class VisionTransformer(nn.Module):
         at these, ``[M * B, K, D]``: the last block computes no others.
         """
         x = self.embed(x, masks)
+        bias = self._bias(masks)
         if return_attention:
             maps = []
             for block in self.blocks:
-                maps.append(attention_map(block.attn, block.norm1(x)).cpu())
-                x = block(x)
+                maps.append(attention_map(block.attn, block.norm1(x), bias).cpu())
+                x = run_blocks([block], x, bias=bias)
             return self.norm(x), maps
         if read_at is None:
-            return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing))
-        x = run_blocks(self.blocks[:-1], x, self.gradient_checkpointing)
-        return self.norm(block_at(self.blocks[-1], x, read_at))
+            return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing, bias))
+        x = run_blocks(self.blocks[:-1], x, self.gradient_checkpointing, bias)
+        return self.norm(block_at(self.blocks[-1], x, read_at, bias))
 
 
 def vit_tiny(**kwargs: object) -> VisionTransformer:

@@ -34,7 +34,14 @@ ENCODER_PREFIX = "encoder."  # of the encoder's weights in a fine-tuned network
 
 _PROJECTION = "pos_embed_proj.predictor_pos_embed_proj.weight"
 # What an :class:`EncoderSpec` holds and the shapes of the weights do not tell.
-_NOT_IN_SHAPES = ("num_heads", "add_w", "init", "patch_embed_std")
+_NOT_IN_SHAPES = (
+    "num_heads",
+    "add_w",
+    "init",
+    "patch_embed_std",
+    "attention_bias",
+    "bias_components",
+)
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,8 @@ def read_pretraining(state: Mapping[str, Any], path: Path, network: str) -> Chec
     """Read a file of ``main.py`` (:class:`src.pretrain_state.PretrainState`)."""
     config = config_from_dict(state["config"], "the checkpoint's config")
     encoder = _network(state, network, path)
-    spec = spec_from_weights(encoder, path) | {
-        "num_heads": config.encoder_size["num_heads"],
-        "add_w": config.meta.add_w,
-        "init": config.meta.init,
-        "patch_embed_std": config.meta.patch_embed_std,
-    }
+    stated = config.encoder_spec
+    spec = spec_from_weights(encoder, path) | {n: getattr(stated, n) for n in _NOT_IN_SHAPES}
     return CheckpointContents(
         kind="pretraining",
         path=path,
