@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,7 +15,7 @@ from .masks.batch import MaskBatch
 from .masks.collator import MaskCollator
 from .masks.draw import draw_masks
 from .models.jepa import Networks
-from .monitors import COLUMNS, Monitors, verdict
+from .monitors import COLUMNS, Monitors, columns_of, verdict
 from .pretrain_state import PretrainState
 from .utils.checkpoint import checkpoint_path
 from .utils.curves import draw_curves
@@ -98,12 +99,18 @@ def report_step(
     log.scalars({f"train/{name}": row[name] for name in names}, step)
 
 
-def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
-    """Write the monitors of held-out people to the log and TensorBoard."""
+def report_monitors(monitors: Mapping[str, Mapping[str, Any]], step: int, log: RunLog) -> None:
+    """Write the last measurement on held-out people to the log and TensorBoard."""
+    values = monitors["last"]
+    untrained = (monitors.get("untrained") or {}).get("signal_r2", math.nan)
     logger.info(
-        "held-out people after step %d: R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
+        "held-out people after step %d: signal R2 %+.4f (untrained %+.4f), forecast R2 %+.4f; "
+        "latent R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
         "variance %.4g (%.1f %% of the total) RankMe %.1f",
         step,
+        values["signal_r2"],
+        untrained,
+        values["forecast_r2"],
         values["r2"],
         values["r2_clip_constant"],
         values["r2_swapped"],
@@ -111,17 +118,19 @@ def report_monitors(values: dict[str, float], step: int, log: RunLog) -> None:
         100 * values["variance_share"],
         values["rankme"],
     )
-    log.scalars({f"monitor/{name}": value for name, value in values.items()}, step)
+    shown = columns_of(values) | ({"signal_r2_untrained": untrained} if step == 0 else {})
+    log.scalars({f"monitor/{name}": value for name, value in shown.items()}, step)
 
 
 def report_end(folder: Path, tag: str, state: PretrainState) -> None:
     """Draw the curves of a finished run; its checkpoint and the monitors' verdict go to the log."""
     latest = checkpoint_path(folder, tag)
     if latest.exists():
-        draw_curves(folder / _csv_name(tag), folder / "loss.png", start=state.monitors["first"])
+        start, untrained = (columns_of(state.monitors.get(k) or {}) for k in ("first", "untrained"))
+        draw_curves(folder / _csv_name(tag), folder / "loss.png", start, untrained)
     # A finished run of another folder was gone on with: no step was made here.
     logger.info("checkpoint: %s", latest if latest.exists() else state.path)
-    logger.info(verdict(state.monitors["first"], state.monitors["last"]))
+    logger.info(verdict(state.monitors))
 
 
 def _csv_name(tag: str) -> str:

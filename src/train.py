@@ -22,7 +22,7 @@ from .helper import (
     load_weights,
 )
 from .models.jepa import Networks
-from .monitors import Monitors
+from .monitors import Monitors, columns_of
 from .pretrain_state import PretrainState, state_to_go_on_from
 from .run_report import open_log, report_end, report_monitors, report_start, report_step
 from .utils.checkpoint import CheckpointWriter, checkpoint_path, remove_leftovers
@@ -73,9 +73,12 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
     optimizer, schedule = init_opt(networks, config, sampler.steps_per_epoch)
 
     # -------------------------------------------------------------------------------------- state
+    untrained = None
     if before:
         before.restore(networks, optimizer)
     elif config.meta.init_from is not None:
+        if ranks.main:  # what the run is compared with: random weights, which step 0 has not here
+            untrained = monitors.measure_signal(networks, ranks.device, precision)
         load_weights(networks, config.meta.init_from)
     if config.meta.compile:
         networks.compile()
@@ -88,8 +91,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
         report_start(config, state, dataset, monitors, collator, sampler, networks, ranks)
         if not before:
             first = monitors.measure(networks, ranks.device, precision)
-            state.monitors = {"first": first, "last": first}
-            report_monitors(first, 0, log)
+            state.monitors = {"untrained": untrained or first, "first": first, "last": first}
+            report_monitors(state.monitors, 0, log)
 
     # --------------------------------------------------------------------------------------- loop
     total_steps = sampler.steps_per_epoch * config.optimization.epochs
@@ -140,8 +143,8 @@ def main(ranks: Ranks, config: Config, resume: bool = False) -> None:
                 monitoring = step % config.logging.monitor_every == 0 and not stopping
                 if monitoring or step == total_steps:
                     state.monitors["last"] = monitors.measure(networks, ranks.device, precision)
-                    rows[-1] |= state.monitors["last"]
-                    report_monitors(state.monitors["last"], step, log)
+                    rows[-1] |= columns_of(state.monitors["last"])
+                    report_monitors(state.monitors, step, log)
                 log.rows(rows)
                 if logging_now:
                     report_step(rows[-1], step, total_steps, log, bar)

@@ -144,3 +144,15 @@ def test_an_encoder_alone_is_the_target_encoder_too(data, tmp_path, caplog):
         assert torch.equal(after["target_encoder"][key], value)
     for key, value in before["predictor"].items():
         assert torch.equal(after["predictor"][key], value)
+
+
+def test_such_a_run_is_compared_with_random_weights_and_not_with_those_it_began_with(
+    finished, data, tmp_path
+):
+    begun = train_here(tiny_config(data, tmp_path / "run", f"meta.init_from={finished}"))
+    before, monitors = read_latest(finished)["monitors"], begun["monitors"]
+    for name in ("signal_r2", "forecast_r2", "people", "clips"):
+        assert monitors["untrained"][name] == before["untrained"][name]
+        assert monitors["first"][name] == before["last"][name]
+    assert monitors["first"]["signal_r2"] != monitors["untrained"]["signal_r2"]
+    assert "with the weights it began with" in (tmp_path / "run" / "log.txt").read_text()

@@ -110,6 +110,29 @@ def test_resuming_a_finished_run_repeats_its_verdict_and_changes_nothing(finishe
     assert len((folder / "revision.txt").read_text().splitlines()) == 2
 
 
+def test_a_resumed_run_is_compared_with_the_untrained_network_of_its_beginning(
+    finished, stopped, data, tmp_path
+):
+    folder = copy_of(stopped, tmp_path / "run")
+    resumed, whole = train_here(tiny_config(data, folder), resume=True), read_latest(finished)
+    assert resumed["monitors"] == whole["monitors"]
+    assert resumed["monitors"]["untrained"]["people"] != resumed["monitors"]["last"]["people"]
+
+
+def test_a_run_from_before_signal_r2_is_resumed_and_says_that_it_was_not_measured(
+    stopped, data, tmp_path
+):
+    folder = copy_of(stopped, tmp_path / "run")
+    state = read_latest(folder)
+    latent = {name: state["monitors"]["first"][name] for name in ("r2", "variance", "rankme")}
+    state["monitors"] = {"first": latent, "last": latent}
+    torch.save(state, folder / LATEST)
+    train_here(tiny_config(data, folder), resume=True)
+    said = (folder / "log.txt").read_text().splitlines()
+    assert "not measured" in said[-1]
+    assert "untrained +nan" in next(line for line in reversed(said) if "held-out people" in line)
+
+
 def test_going_on_from_a_finished_run_elsewhere_says_that_it_is_finished(finished, data, tmp_path):
     folder, named = tmp_path / "run", finished / LATEST
     train.main(Ranks(CPU), tiny_config(data, folder, f"meta.read_checkpoint={named}"), True)

@@ -32,12 +32,19 @@ class Panel:
     columns: Mapping[str, str]  # name in the log: label
     scale: Literal["linear", "log", "symlog"] = "linear"
     least: float = 1.0
+    untrained: bool = False  # whether the values of random weights are drawn, dashed
 
 
 PANELS = (
     Panel("loss (smooth L1)", {"loss": ""}, scale="log"),
     Panel(
-        "held-out R²",
+        "held-out R² of the signal (dashed: untrained)",
+        {"signal_r2": "of hidden ROIs", "forecast_r2": "of the last patch"},
+        least=0.1,
+        untrained=True,
+    ),
+    Panel(
+        "held-out R² of latent targets",
         {
             "r2": "over the position mean",
             "r2_clip_constant": "over one constant per clip",
@@ -50,11 +57,21 @@ PANELS = (
     Panel("its share of the total variance", {"variance_share": ""}),
     Panel("RankMe of the targets", {"rankme": ""}, least=4.0),
 )
-ARRANGEMENTS = {1: "0", 2: "01", 3: "012", 4: "01;23", 5: "001;234"}  # no cell stays empty
+ARRANGEMENTS = {
+    1: "0",
+    2: "01",
+    3: "012",
+    4: "01;23",
+    5: "001;234",
+    6: "012;345",
+}  # no cell stays empty
 
 
 def draw_curves(
-    csv: str | Path, path: str | Path, start: Mapping[str, float] | None = None
+    csv: str | Path,
+    path: str | Path,
+    start: Mapping[str, float] | None = None,
+    untrained: Mapping[str, float] | None = None,
 ) -> None:
     """Draw the loss of a run, and its learning monitors where the log has any.
 
@@ -63,11 +80,12 @@ def draw_curves(
             log of the release, without ``step``, is drawn over its rows.
         path: image to write.
         start: monitors before the first step, which no row of the log holds.
+        untrained: monitors of random weights, drawn as dashed lines where a curve is theirs.
 
     Raises:
         UserError: if the log cannot be read or holds no loss.
     """
-    save_figure(curves_figure(read_log(csv), start), path)
+    save_figure(curves_figure(read_log(csv), start, untrained), path)
 
 
 def read_log(csv: str | Path) -> pd.DataFrame:
@@ -86,7 +104,11 @@ def read_log(csv: str | Path) -> pd.DataFrame:
     return log.set_index(pd.Index(index, name=name))
 
 
-def curves_figure(log: pd.DataFrame, start: Mapping[str, float] | None = None) -> Figure:
+def curves_figure(
+    log: pd.DataFrame,
+    start: Mapping[str, float] | None = None,
+    untrained: Mapping[str, float] | None = None,
+) -> Figure:
     """Arrange a panel for everything that was logged; see ``draw_curves``."""
     unit = log.index.name
     log = pd.concat([pd.DataFrame(start or {}, index=[0]), log])
@@ -103,14 +125,21 @@ def curves_figure(log: pd.DataFrame, start: Mapping[str, float] | None = None) -
     figure = Figure(figsize=(4.2 * len(rows[0]), 2.9 * len(rows)), dpi=120, layout="constrained")
     axes = figure.subplot_mosaic(arrangement)
     for place, (panel, drawn) in enumerate(shown):
-        draw_panel(axes[str(place)], panel, drawn)
+        draw_panel(axes[str(place)], panel, drawn, untrained or {})
         axes[str(place)].set_xlim(0, log.index.max())
     figure.supxlabel(unit, fontsize=9)
     return figure
 
 
-def draw_panel(axes: Axes, panel: Panel, curves: Mapping[str, pd.Series]) -> None:
+def draw_panel(
+    axes: Axes, panel: Panel, curves: Mapping[str, pd.Series], untrained: Mapping[str, float]
+) -> None:
     """Draw the curves of one panel, by name, over the steps in their index."""
+    dashed = {
+        name: untrained[name]
+        for name in curves
+        if panel.untrained and math.isfinite(untrained.get(name, math.nan))
+    }
     for color, (name, curve) in zip(COLORS, curves.items(), strict=False):
         style = {"color": color, "linewidth": 1.8, "label": panel.columns[name]}
         if name == "loss":
@@ -120,7 +149,9 @@ def draw_panel(axes: Axes, panel: Panel, curves: Mapping[str, pd.Series]) -> Non
             axes.plot(curve.index, curve, **style)
         else:
             axes.plot(curve.index, curve, marker="o", markersize=3, clip_on=False, **style)
-    set_range(axes, panel, pd.concat(list(curves.values())))
+        if name in dashed:
+            axes.axhline(dashed[name], color=color, linewidth=1.2, linestyle="--")
+    set_range(axes, panel, pd.concat([*curves.values(), pd.Series(dashed, dtype=float)]))
     if len(panel.columns) > 1:
         axes.axhline(0, color=REFERENCE, linewidth=1)
         axes.legend(loc="best", frameon=False, fontsize=8)

@@ -1,10 +1,52 @@
 """Ridge regression from sums: memory does not grow with the number of samples."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 5))  # times the mean variance of the inputs
 ROUNDING = 1e-10  # of a second moment: float32 inputs have no smaller variance
+
+
+class RidgeFit(NamedTuple):
+    """A linear map and, for each stratum, the means of what it was fitted to."""
+
+    coefficients: Tensor  # [D_in, D_out]
+    mean_x: Tensor  # [S, D_in]
+    mean_y: Tensor  # [S, D_out]
+
+    def predict(self, x: Tensor, strata: Tensor) -> Tensor:
+        """Predict ``[B, D_out]`` from ``x`` ``[B, D_in]``, each of one of the ``strata`` ``[B]``.
+
+        The means are on the device of the fit, and so must the arguments be.
+        """
+        return self.mean_y[strata] + (x - self.mean_x[strata]) @ self.coefficients
+
+
+class _Sums(NamedTuple):
+    """Weighted sums over samples; those of all folds have one more axis in front."""
+
+    n: Tensor  # [S]
+    x: Tensor  # [S, D_in]
+    y: Tensor  # [S, D_out]
+    xx: Tensor  # [D_in, D_in]
+    xy: Tensor  # [D_in, D_out]
+    yy: Tensor  # []
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Means of x and y in each stratum; 0 where it has no sample."""
+        n = self.n.clamp_min(1e-12)[:, None]
+        return self.x / n, self.y / n
+
+    def about(self, mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``xx``, ``xy`` and ``yy`` of samples minus the means given for their strata."""
+        weighted_x, weighted_y = self.n[:, None] * mean_x, self.n[:, None] * mean_y
+        shift = self.x.T @ mean_x
+        xx = self.xx - shift - shift.T + weighted_x.T @ mean_x
+        xy = self.xy - self.x.T @ mean_y - mean_x.T @ self.y + weighted_x.T @ mean_y
+        yy = self.yy + (mean_y * (weighted_y - 2 * self.y)).sum()
+        return xx, xy, yy
 
 
 class RidgeSums:
@@ -16,64 +58,56 @@ class RidgeSums:
     """
 
     def __init__(self, n_folds: int, n_strata: int, d_in: int, d_out: int) -> None:
-        self.d_in = d_in
-        width = d_in + n_strata  # inputs, then an indicator of each stratum
-        self._xx = torch.zeros(n_folds, width, width, dtype=torch.float64)
-        self._xy = torch.zeros(n_folds, width, d_out, dtype=torch.float64)
-        self._yy = torch.zeros(n_folds, dtype=torch.float64)
+        shapes = _Sums(
+            (n_strata,), (n_strata, d_in), (n_strata, d_out), (d_in, d_in), (d_in, d_out), ()
+        )
+        self._folds = _Sums(*(torch.zeros(n_folds, *s, dtype=torch.float64) for s in shapes))
 
-    def add(self, x: Tensor, y: Tensor, folds: Tensor, stratum: int, weight: float = 1.0) -> None:
-        """Add ``x`` ``[B, D_in]`` and ``y`` ``[B, D_out]`` of one stratum, in ``folds`` ``[B]``."""
-        x, y, folds = x.cpu().double(), y.cpu().double(), folds.cpu()
-        indicators = x.new_zeros(len(x), self._xx.shape[1] - self.d_in)
-        indicators[:, stratum] = 1.0
-        x = torch.cat([x, indicators], dim=1)
+    def add(self, x: Tensor, y: Tensor, folds: Tensor, strata: Tensor, weight: float = 1.0) -> None:
+        """Add ``x`` ``[B, D_in]`` and ``y`` ``[B, D_out]`` in ``folds`` and ``strata`` ``[B]``."""
+        x, y, folds, strata = x.cpu().double(), y.cpu().double(), folds.cpu(), strata.cpu()
         for fold in folds.unique().tolist():
             inside = folds == fold
-            self._xx[fold] += weight * x[inside].T @ x[inside]
-            self._xy[fold] += weight * x[inside].T @ y[inside]
-            self._yy[fold] += weight * y[inside].square().sum()
+            in_x, in_y, in_strata = x[inside], y[inside], strata[inside]
+            sums = _Sums(*(of_folds[fold] for of_folds in self._folds))
+            sums.n.index_add_(0, in_strata, torch.ones_like(in_x[:, 0]), alpha=weight)
+            sums.x.index_add_(0, in_strata, in_x, alpha=weight)
+            sums.y.index_add_(0, in_strata, in_y, alpha=weight)
+            sums.xx.add_(in_x.T @ in_x, alpha=weight)
+            sums.xy.add_(in_x.T @ in_y, alpha=weight)
+            sums.yy.add_(in_y.square().sum(), alpha=weight)
 
-    def fit(self) -> Tensor:
-        """Coefficients ``[D_in, D_out]`` at the strength with the least cross-validated error.
+    def fit(self) -> RidgeFit:
+        """Fit at the strength with the least cross-validated error.
 
         With fewer than 2 folds that hold samples, the strongest. NaN if any sum is not finite.
         """
-        xx, xy = self._xx.sum(0), self._xy.sum(0)
-        if not (xx.isfinite().all() and xy.isfinite().all()):
-            return torch.full_like(xy[: self.d_in], torch.nan)
-        used = (self._xx.diagonal(dim1=1, dim2=2).sum(1) > 0).nonzero().flatten().tolist()
+        total = _Sums(*(of_folds.sum(0) for of_folds in self._folds))
+        means = total.means()
+        if not all(sums.isfinite().all() for sums in total):
+            return RidgeFit(torch.full_like(total.xy, torch.nan), *means)
+        used = self._folds.n.sum(1).nonzero().flatten().tolist()
         best = len(STRENGTHS) - 1
         if len(used) >= 2:
-            errors = torch.stack([self._errors(xx, xy, fold) for fold in used]).sum(0)
-            best = int(errors.argmin())
-        return self._solve(xx, xy)[best][: self.d_in]
+            errors = sum(self._errors(total, fold) for fold in used)
+            best -= int(errors.flip(0).argmin())  # of equal ones, such as all 0, the strongest
+        return RidgeFit(_solve(total)[best], *means)
 
-    def _errors(self, xx: Tensor, xy: Tensor, fold: int) -> Tensor:
+    def _errors(self, total: _Sums, fold: int) -> Tensor:
         """Squared error on ``fold`` of the fit to all others, for each strength."""
-        inside_xx, inside_xy = self._xx[fold], self._xy[fold]
-        return torch.stack(
-            [
-                self._yy[fold] - 2 * (c * inside_xy).sum() + (c * (inside_xx @ c)).sum()
-                for c in self._solve(xx - inside_xx, xy - inside_xy)
-            ]
-        )
+        inside = _Sums(*(of_folds[fold] for of_folds in self._folds))
+        others = _Sums(*(a - b for a, b in zip(total, inside, strict=True)))
+        xx, xy, yy = inside.about(*others.means())
+        return torch.stack([yy - 2 * (c * xy).sum() + (c * (xx @ c)).sum() for c in _solve(others)])
 
-    def _solve(self, xx: Tensor, xy: Tensor) -> list[Tensor]:
-        """Coefficients and below them the intercepts, for each strength."""
-        d = self.d_in
-        counts = xx.diagonal()[d:].clamp_min(1e-12)
-        mean_x, mean_y = xx[d:, :d] / counts[:, None], xy[d:] / counts[:, None]  # per stratum
-        centred_xx = xx[:d, :d] - mean_x.T @ xx[d:, :d]
-        centred_xy = xy[:d] - mean_x.T @ xy[d:]
-        values, vectors = torch.linalg.eigh(centred_xx)
-        # Directions in which the inputs do not vary hold rounding errors, which must not be fitted.
-        varying = values > ROUNDING * xx.diagonal()[:d].max()
-        values, vectors = values[varying], vectors[:, varying]
-        projected = vectors.T @ centred_xy
-        solutions = []
-        for strength in STRENGTHS:
-            penalty = strength * values.sum() / d
-            coefficients = vectors @ (projected / (values + penalty)[:, None])
-            solutions.append(torch.cat([coefficients, mean_y - mean_x @ coefficients]))
-        return solutions
+
+def _solve(sums: _Sums) -> list[Tensor]:
+    """Coefficients for each strength."""
+    xx, xy, _ = sums.about(*sums.means())
+    values, vectors = torch.linalg.eigh(xx)
+    # Directions in which the inputs do not vary hold rounding errors, which must not be fitted.
+    varying = values > ROUNDING * sums.xx.diagonal().max()
+    values, vectors = values[varying], vectors[:, varying]
+    projected = vectors.T @ xy
+    penalties = [strength * values.sum() / len(xx) for strength in STRENGTHS]
+    return [vectors @ (projected / (values + penalty)[:, None]) for penalty in penalties]

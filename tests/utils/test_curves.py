@@ -26,6 +26,8 @@ def log():
 
 
 MONITORS = {
+    "signal_r2": 0.2,
+    "forecast_r2": 0.3,
     "r2": -2.4,
     "r2_clip_constant": -2.5,
     "r2_swapped": -2.4,
@@ -44,8 +46,8 @@ def with_monitors(log, drift=1e-3, **start):
 
 
 def test_a_panel_for_everything_logged_and_no_empty_place(log):
-    names = ["variance", "rankme", "variance_share", "r2"]
-    for count in range(5):
+    names = ["variance", "rankme", "variance_share", "r2", "signal_r2"]
+    for count in range(6):
         kept = {name: MONITORS[name] for name in names[:count]}
         figure = curves_figure(with_monitors(log.copy(), **kept).assign(r2_swapped=np.nan))
         assert len(figure.axes) == 1 + count
@@ -58,11 +60,24 @@ def test_a_panel_for_everything_logged_and_no_empty_place(log):
 def test_what_was_measured_before_the_first_step_is_drawn_at_step_0(log):
     figure = curves_figure(with_monitors(log, **MONITORS), start=MONITORS)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    for name, label in PANELS[1].columns.items():
+    for name, label in (PANELS[1].columns | PANELS[2].columns).items():
         assert lines[label].get_xdata().tolist() == [0, 10, 20, 30, 40]
         assert lines[label].get_ydata()[0] == MONITORS[name]
     for axes in figure.axes:
         assert axes.get_xlim() == (0, 40)
+
+
+def test_what_random_weights_know_of_the_signal_is_a_dashed_line_inside_the_axes(log):
+    untrained = MONITORS | {"signal_r2": 0.4, "forecast_r2": np.nan}
+    figure = curves_figure(with_monitors(log, **MONITORS), MONITORS, untrained)
+    dashed = [
+        (axes, line) for axes in figure.axes for line in axes.lines if line.get_linestyle() == "--"
+    ]
+    ((axes, line),) = dashed  # nothing of what says no more in comparison with random weights
+    assert axes.get_title() == PANELS[1].title
+    assert set(line.get_ydata()) == {0.4}
+    assert line.get_color() == axes.lines[0].get_color()
+    assert axes.get_ylim()[1] > 0.4
 
 
 def test_a_curve_that_hardly_moves_looks_flat(log):

@@ -26,8 +26,10 @@ def fill(samples, size: int = 7) -> RidgeSums:
         rows = np.flatnonzero(samples["strata"] == stratum)
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
-            x, y, folds = (torch.from_numpy(samples[k][chosen]) for k in ("x", "y", "folds"))
-            sums.add(x, y, folds, stratum, weight=stratum + 1)
+            sums.add(
+                *(torch.from_numpy(samples[k][chosen]) for k in ("x", "y", "folds", "strata")),
+                weight=stratum + 1,
+            )
     return sums
 
 
@@ -57,30 +59,63 @@ def test_the_strength_and_the_fit_are_those_of_cross_validation_by_hand(samples)
     best = int(np.argmin(errors))
     assert 0 < best < len(STRENGTHS) - 1  # a strength that the data choose
     expected, _, _ = by_hand(samples, np.full(N, True), STRENGTHS[best])
-    np.testing.assert_allclose(fill(samples).fit().numpy(), expected, rtol=1e-6, atol=1e-8)
+    found = fill(samples).fit().coefficients.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_batches_change_nothing(samples):
-    torch.testing.assert_close(fill(samples, 1).fit(), fill(samples, N).fit())
+    for one, other in zip(fill(samples, 1).fit(), fill(samples, N).fit(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_strata_that_come_mixed_change_nothing(samples):
+    samples["weight"] = samples["strata"] + 1.0
+    mixed = RidgeSums(FOLDS, STRATA, D_IN, D_OUT)
+    for weight in (1.0, 2.0):  # the first stratum once, the second, in all, twice
+        rows = np.flatnonzero(samples["weight"] >= weight)
+        mixed.add(*(torch.from_numpy(samples[k][rows]) for k in ("x", "y", "folds", "strata")))
+    for one, other in zip(mixed.fit(), fill(samples).fit(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_predictions_have_the_intercept_of_their_stratum(samples):
+    fit = fill(samples).fit()
+    coefficients, means_x, means_y = by_hand(samples, np.full(N, True), 0.0)
+    x, strata = torch.from_numpy(samples["x"]), torch.from_numpy(samples["strata"])
+    expected = (
+        means_y[samples["strata"]]
+        + (samples["x"] - means_x[samples["strata"]]) @ fit.coefficients.numpy()
+    )
+    np.testing.assert_allclose(fit.predict(x, strata).numpy(), expected)
+    assert coefficients.shape == fit.coefficients.shape
 
 
 def test_noise_is_not_fitted(samples):
     samples["y"] = np.random.default_rng(1).normal(size=(N, D_OUT))
     free, _, _ = by_hand(samples, np.full(N, True), 0.0)
-    assert np.abs(fill(samples).fit().numpy()).max() < 0.1 * np.abs(free).max()
+    assert np.abs(fill(samples).fit().coefficients.numpy()).max() < 0.1 * np.abs(free).max()
 
 
 def test_inputs_that_do_not_vary_give_zero_and_not_rounding(samples):
     samples["x"] = np.broadcast_to(samples["x"][0], (N, D_IN)).copy()
-    assert not fill(samples).fit().any()
+    assert not fill(samples).fit().coefficients.any()
 
 
 def test_one_fold_takes_the_strongest(samples):
     samples["folds"][:] = 2
     expected, _, _ = by_hand(samples, np.full(N, True), STRENGTHS[-1])
-    np.testing.assert_allclose(fill(samples).fit().numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(fill(samples).fit().coefficients.numpy(), expected, rtol=1e-6)
+
+
+def test_folds_that_tell_strengths_not_apart_take_the_strongest(samples):
+    """Where the strata of the other folds have one sample each, all strengths predict its mean."""
+    chosen = [0, 1, 2, 3]  # two folds, each with one sample of either stratum
+    one_each = {name: values[chosen] for name, values in samples.items()}
+    expected, _, _ = by_hand(samples, np.array(chosen), STRENGTHS[-1])
+    found = fill(one_each).fit().coefficients.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_a_sum_that_is_not_finite_gives_nan(samples):
     samples["x"][3, 2] = np.inf
-    assert fill(samples).fit().isnan().all()
+    assert fill(samples).fit().coefficients.isnan().all()

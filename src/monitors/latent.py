@@ -1,54 +1,24 @@
-"""Learning monitors on held-out people: a falling loss is no evidence of it (method 9, 10)."""
+"""Latent monitors: how well the predictor predicts latent targets, and whether these collapse.
+
+A positive R2 here is no evidence of knowledge about the signal (method 10); see ``signal``.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Config
-from .datasets.clip_input import ClipInput
-from .helper import init_collator, init_dataset
-from .models.jepa import Networks, jepa_targets
-from .utils.progress import progress_bar
-from .utils.ridge import RidgeSums
+from ..config import Config
+from ..helper import init_collator
+from ..models.jepa import Networks, jepa_targets
+from ..utils.ridge import RidgeSums
+from .clips import N_FOLDS, Autocast, Batches
 
 COLUMNS = ("r2", "r2_clip_constant", "r2_swapped", "variance", "variance_share", "rankme")
-N_MASKS = 4  # drawn once, the same for every sample and every measurement
-N_FOLDS = 5  # parts of the training people, for the choice of the ridge strength
-# An R2, or a difference of two, up to this counts as 0: the mean of few held-out clips is off by a
-# part of it, and a predictor that ignores its context beats the swapped one by rounding alone.
-LEAST_R2 = 0.01
-SHRUNK = 100  # a between-sample variance this many times smaller than at the start is a collapse
+N_MASKS = 2  # at least, and of each mode; the same for every sample and every measurement
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 Masks = Sequence[tuple[Tensor, Tensor]]
-Autocast = Callable[[], AbstractContextManager]
-
-
-class Monitors:
-    """The monitors of a run: the same clips and masks at every measurement.
-
-    Args:
-        config: names the split of the held-out clips, their number and that of training clips.
-        clip_input: how runs become clips, as in training.
-
-    Raises:
-        UserError: if a split has no runs.
-    """
-
-    def __init__(self, config: Config, clip_input: ClipInput) -> None:
-        self.held_out = FixedClips(config, config.logging.monitor_split, clip_input)
-        self.training = FixedClips(config, "train", clip_input)
-        self.masks = fixed_masks(config)
-
-    def measure(
-        self, networks: Networks, device: torch.device, autocast: Autocast
-    ) -> dict[str, float]:
-        """:func:`measure` ``networks``; a value for each of :data:`COLUMNS`."""
-        return measure(networks, self.training, self.held_out, self.masks, device, autocast)
 
 
 @torch.no_grad()
@@ -71,7 +41,7 @@ def measure(
             ``[B]``; the clip constant below is fitted to them and to nothing else.
         held_out: the same of the samples to measure. The context of each clip is also tried on the
             next one (the last one's on the first), so neighbours should be of different people:
-            see :class:`FixedClips`.
+            see :class:`~.clips.FixedClips`.
         masks: pairs of token indices (context ``[K]``, targets ``[Q]``).
 
     Returns:
@@ -161,12 +131,12 @@ def fit_clip_constant(
                 seen.mean(1),
                 targets[:, target].mean(1),
                 people % N_FOLDS,
-                stratum=index,
+                torch.full_like(people, index),
                 weight=len(target),
             )
     if sums is None:
         raise ValueError("no training clips to fit the clip constant to")
-    return sums.fit()
+    return sums.fit().coefficients
 
 
 class _MaskSums:
@@ -212,110 +182,11 @@ class _MaskSums:
         return self._residuals - samples * mean.square().sum().item()
 
 
-class FixedClips:
-    """The same few clips at every measurement, evenly spread over the runs of a split, none twice.
-
-    They are ordered so that neighbours, last and first among them, are of different people, unless
-    one person has more than half of the clips.
-
-    Iteration gives batches: clips ``[B, 1, R, T]`` and the number of each one's person ``[B]`` (of
-    the clip itself if there is one person only).
-    """
-
-    def __init__(self, config: Config, split: str, clip_input: ClipInput) -> None:
-        self._dataset = init_dataset(config, split, clip_input, clips="center")
-        self._batch_size = config.data.batch_size
-        self._label = f"monitors, clips of {split}"
-        n_runs, wanted = len(self._dataset), config.logging.monitor_clips
-        per_run = math.ceil(wanted / n_runs)
-        clips = [
-            (run, start)
-            for run in _spread(n_runs, wanted).tolist()
-            for start in self._dataset.even_starts(run, per_run)
-        ]
-        chosen = [clips[i] for i in _spread(len(clips), wanted).tolist()]
-        ids = self._dataset.participant_ids[[run for run, _ in chosen]]
-        names, people = np.unique(ids, return_inverse=True)
-        order = people_apart(people)
-        self._clips = [chosen[i] for i in order.tolist()]
-        self._people = torch.from_numpy(people[order] if len(names) > 1 else np.arange(len(chosen)))
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        firsts = range(0, len(self), self._batch_size)
-        for first in progress_bar(firsts, desc=self._label, unit="batch", leave=False):
-            batch = slice(first, first + self._batch_size)
-            clips = [self._dataset.clip(run, start) for run, start in self._clips[batch]]
-            yield torch.stack(clips), self._people[batch]
-
-
-def _spread(n: int, wanted: int) -> np.ndarray:
-    """``wanted`` of the numbers below ``n`` at most, evenly spread."""
-    return np.linspace(0, n - 1, min(n, wanted)).round().astype(int)
-
-
-def people_apart(people: np.ndarray) -> np.ndarray:
-    """Return an order int ``[S]`` whose neighbours, last and first too, are of different people.
-
-    It exists unless one person has more than half of the samples: people with the most samples
-    first, the first half of them at even places and the rest between them.
-    """
-    counts = np.bincount(people)
-    by_person = np.lexsort((people, -counts[people]))
-    order = np.empty_like(by_person)
-    half = -(-len(people) // 2)
-    order[0::2], order[1::2] = by_person[:half], by_person[half:]
-    return order
-
-
 def fixed_masks(config: Config) -> list[tuple[Tensor, Tensor]]:
     """The same few masks at every measurement, other than the training's."""
     collator = init_collator(config, seed=config.meta.seed + 1)
-    drawn = collator.examples(N_MASKS)
+    drawn = collator.examples(max(N_MASKS, len(config.make_mask_modes())))
     return [(torch.from_numpy(m.context[0]), torch.from_numpy(m.targets[0])) for m in drawn]
-
-
-def verdict(first: dict[str, float], last: dict[str, float]) -> str:
-    """One line on what the monitors say about a run.
-
-    A reference is beaten by more than :data:`LEAST_R2`. "learning" is no proof: a trait whose
-    effect differs from position to position, or that the clip constant cannot read linearly off the
-    mean context token, is not part of the reference.
-    """
-    if math.isnan(first["variance"]):
-        return "not measured: the learning monitors need at least 2 held-out clips."
-    problems = []
-    if not last["r2"] > LEAST_R2:
-        problems.append(
-            f"held-out R2 over the position mean is {last['r2']:.3f}: the mean of the targets at "
-            "each position is not beaten, and nothing about the signal is learned"
-        )
-    if not last["r2_clip_constant"] > LEAST_R2:
-        problems.append(
-            f"held-out R2 over one constant per clip is {last['r2_clip_constant']:.3f}: position "
-            "mean plus a constant, linear in the clip's mean context token, is not beaten, so "
-            "traits of whole clips explain all that is predicted"
-        )
-    if not last["r2"] - last["r2_swapped"] > LEAST_R2:
-        problems.append(
-            f"held-out R2 with another clip's context is {last['r2_swapped']:.3f}, with its own "
-            f"{last['r2']:.3f}: the clip's own context is not used"
-        )
-    if not last["variance"] * SHRUNK > first["variance"]:
-        problems.append(
-            f"the targets' variance between clips fell from {first['variance']:.2g} to "
-            f"{last['variance']:.2g}: the representation has collapsed"
-        )
-    if problems:
-        return "NOT LEARNING: " + "; ".join(problems) + "."
-    return (
-        f"learning: held-out R2 over the position mean {last['r2']:+.3f}, over one constant per "
-        f"clip {last['r2_clip_constant']:+.3f}, with another clip's context "
-        f"{last['r2_swapped']:+.3f}; variance between clips {first['variance']:.3g} -> "
-        f"{last['variance']:.3g}, RankMe {last['rankme']:.1f}."
-    )
 
 
 def _targets(networks: Networks, x: Tensor, autocast: Autocast) -> Tensor:

@@ -1,20 +1,17 @@
-"""Learning monitors against their definitions, on networks whose answer is known."""
+"""Latent monitors against their definitions, on networks whose answer is known."""
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from src import monitors
 from src.config import config_from_dict
 from src.helper import Networks, init_collator
 from src.masks.modes import MODES
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
-from src.utils import progress
-from tests.conftest import FRAMES, ROIS, tiny_config
+from src.monitors import latent
 
 SAMPLES, TOKENS, WIDTH = 12, 10, 8
 MASKS = [
@@ -69,7 +66,7 @@ def batches(samples: range, size: int = 5) -> list[tuple[torch.Tensor, torch.Ten
 def measure(features: torch.Tensor, predictor: nn.Module, size: int = 5) -> dict[str, float]:
     networks = Networks(Lookup(features), predictor, Lookup(features))
     every = batches(range(SAMPLES), size)
-    return monitors.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
+    return latent.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
 
 
 def test_a_predictor_that_knows_only_positions_has_r2_zero():
@@ -88,13 +85,12 @@ def test_a_predictor_that_knows_only_positions_has_r2_zero():
 def test_one_sample_measures_nothing():
     values = measure_targets(torch.randn(1, TOKENS, WIDTH), Answer(torch.zeros(TOKENS, WIDTH)))
     assert all(value != value for value in values.values())
-    assert "not measured" in monitors.verdict(values, values)
 
 
 def measure_targets(features: torch.Tensor, predictor: nn.Module) -> dict[str, float]:
     networks = Networks(Lookup(features), predictor, Lookup(features))
     every = batches(range(len(features)), len(features))
-    return monitors.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
+    return latent.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
 
 
 def test_a_predictor_that_knows_everything_has_r2_one(features, targets):
@@ -173,7 +169,7 @@ class Traits:
         networks = Networks(Lookup(self.context), predictor, Lookup(self.targets))
         training, held_out = batches(TRAINING, size), batches(HELD_OUT, size)
         device = torch.device("cpu")
-        return monitors.measure(networks, training, held_out, MASKS, device, nullcontext)
+        return latent.measure(networks, training, held_out, MASKS, device, nullcontext)
 
 
 class PositionsAndTrait(nn.Module):
@@ -208,9 +204,6 @@ def test_knowing_each_clips_constant_beats_the_position_mean_and_not_the_clip_co
     assert values["r2_clip_constant"] == pytest.approx(0.0, abs=0.01)
     assert values["r2_clip_constant"] <= 0
     assert values["r2_swapped"] < -0.1
-    said = monitors.verdict(values, values)
-    assert said.startswith("NOT LEARNING: held-out R2 over one constant per clip is")
-    assert "position mean is not beaten" not in said
 
 
 def test_a_predictor_that_ignores_its_context_scores_the_same_with_anothers():
@@ -225,7 +218,6 @@ def test_a_predictor_that_knows_the_signal_beats_all_references():
     assert values["r2"] == pytest.approx(1.0, abs=1e-5)
     assert values["r2_clip_constant"] == pytest.approx(1.0, abs=1e-5)
     assert values["r2_swapped"] < -0.5
-    assert monitors.verdict(values, values).startswith("learning: ")
 
 
 def test_the_clip_constant_is_fitted_to_training_clips_only():
@@ -235,7 +227,7 @@ def test_the_clip_constant_is_fitted_to_training_clips_only():
     values = traits.measure(Answer(traits.positions))
     assert values["r2"] == pytest.approx(0.0, abs=0.02)
     assert values["r2_clip_constant"] > 0.1
-    fitted = monitors.fit_clip_constant(
+    fitted = latent.fit_clip_constant(
         Networks(Lookup(traits.context), nn.Identity(), Lookup(traits.targets)),
         batches(TRAINING),
         MASKS,
@@ -251,7 +243,7 @@ def test_the_clip_constant_is_the_reference_of_its_definition():
     prediction = traits.positions + 0.2
     values = traits.measure(Answer(prediction))
     networks = Networks(Lookup(traits.context), nn.Identity(), Lookup(traits.targets))
-    fitted = monitors.fit_clip_constant(
+    fitted = latent.fit_clip_constant(
         networks, batches(TRAINING), MASKS, torch.device("cpu"), nullcontext
     ).float()
     held_out = slice(HELD_OUT.start, HELD_OUT.stop)
@@ -280,120 +272,20 @@ def test_each_clip_is_swapped_for_the_one_before_in_any_batches(size):
     assert values["r2_swapped"] == pytest.approx((1 - error / positions).item(), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "people", [[0, 0, 1, 1], [0, 1, 1, 1, 2, 2], [0] * 5 + [1] * 3 + [2] * 2, list(range(7))]
-)
-def test_neighbours_are_different_people(people):
-    people = np.array(people)
-    order = monitors.people_apart(people)
-    assert sorted(order) == list(range(len(people)))
-    around = people[order]
-    assert (around != np.roll(around, 1)).all()
-
-
-def test_clips_are_fixed_spread_and_kept_apart_by_person(data, tmp_path):
-    config = tiny_config(data, tmp_path, "logging.monitor_clips=12")
-    clips = monitors.FixedClips(config, "train", config.clip_input)
-    assert len(clips) == 12
-    shown, people = (torch.cat(parts) for parts in zip(*clips, strict=True))
-    assert shown.shape == (12, 1, ROIS, FRAMES)
-    assert len(people.unique()) == 8  # all of the training people
-    assert (people != people.roll(1)).all()
-    assert torch.equal(
-        next(iter(monitors.FixedClips(config, "train", config.clip_input)))[0], shown[:2]
-    )
-
-
-def test_a_run_measures_its_held_out_split_and_fits_on_the_training_split(data, tmp_path):
-    config = tiny_config(data, tmp_path, "logging.monitor_clips=12")
-    watched = monitors.Monitors(config, config.clip_input)
-    for clips, split in ((watched.training, "train"), (watched.held_out, "valid")):
-        expected = monitors.FixedClips(config, split, config.clip_input)
-        assert torch.equal(*(torch.cat([x for x, _ in each]) for each in (clips, expected)))
-
-
-def test_no_clip_is_measured_twice(data, tmp_path):
-    """Runs of 100 frames have 5 places for a clip of 96, which 20 clips of each would share."""
-    config = tiny_config(
-        data, tmp_path / "run", f"data.crop_size=[{ROIS}, 96]", "logging.monitor_clips=40"
-    )
-    clips = monitors.FixedClips(config, "valid", config.clip_input)
-    shown = torch.cat([x for x, _ in clips]).flatten(1)
-    assert len(clips) == len(shown) == len(shown.unique(dim=0)) == 2 * 5
-
-
-def test_a_measurement_that_takes_long_shows_how_far_it_is(data, tmp_path, monkeypatch, capsys):
-    """A large network on a CPU needs an hour for it."""
-    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
-    config = tiny_config(data, tmp_path / "run", "logging.monitor_clips=4")
-    list(monitors.FixedClips(config, "valid", config.clip_input))
-    assert "monitors, clips of valid: batch 1 of 2, " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("last", "words"),
-    [
-        ({}, "learning: held-out R2 over the position mean +0.100, over one constant per clip"),
-        ({"r2": -0.1}, "NOT LEARNING: held-out R2 over the position mean is -0.100"),
-        ({"r2": float("nan")}, "NOT LEARNING: held-out R2 over the position mean"),
-        (
-            {"r2_clip_constant": -0.2},
-            "NOT LEARNING: held-out R2 over one constant per clip is -0.2",
-        ),
-        ({"r2_clip_constant": float("nan")}, "NOT LEARNING: held-out R2 over one constant"),
-        ({"r2_swapped": 0.1}, "NOT LEARNING: held-out R2 with another clip's context is 0.100"),
-        ({"variance": 0.002}, "collapsed"),
-    ],
-)
-def test_the_last_line_says_what_the_numbers_mean(last, words):
-    first = {"r2": -1.0, "variance": 0.3, "rankme": 5.0, "variance_share": 0.5}
-    good = {**first, "r2": 0.1, "r2_clip_constant": 0.05, "r2_swapped": -0.2, "variance": 0.2}
-    said = monitors.verdict(first, {**good, **last})
-    assert said.startswith(words) or words == "collapsed" in said
-    assert said.startswith("NOT LEARNING") == bool(last)
-
-
-@pytest.mark.parametrize(
-    "last", [{"r2": 0.009}, {"r2_clip_constant": 0.009}, {"r2_swapped": 0.0999999}]
-)
-def test_noise_of_few_clips_is_not_learning(last):
-    values = {"r2": 0.1, "r2_clip_constant": 0.05, "r2_swapped": -0.2, "variance": 0.2}
-    good = {**values, "rankme": 5.0, "variance_share": 0.5}
-    assert monitors.verdict(good, good).startswith("learning")
-    assert monitors.verdict(good, {**good, **last}).startswith("NOT LEARNING")
-
-
-def test_a_predictor_that_ignores_its_context_never_learns():
-    """It knows the true mean of each position: half of the time R2 is above 0 by chance."""
-    above = 0
-    for seed in range(40):
-        torch.manual_seed(seed)
-        raw = torch.randn(TOKENS, WIDTH) + torch.randn(1500, TOKENS, WIDTH)
-        targets = jepa_targets(nn.Identity(), raw)
-        context = torch.randn_like(targets)
-        networks = Networks(Lookup(context), Answer(targets.mean(0)), Lookup(targets))
-        training, held_out = batches(range(100, 128), 7), batches(range(28), 7)
-        device = torch.device("cpu")
-        values = monitors.measure(networks, training, held_out, MASKS, device, nullcontext)
-        above += values["r2"] > 0
-        assert monitors.verdict(values, values).startswith("NOT LEARNING")
-    assert above > 8
-
-
 def test_fixed_masks_show_every_mode():
     values = {"meta": {"mask_mode": "mixed", "seed": 3}, "mask": {"mixed_modes": list(MODES)}}
     config = config_from_dict(values, "a test")
     for number, name in enumerate(MODES):
-        masks = monitors.fixed_masks(config)[number]
+        masks = latent.fixed_masks(config)[number]
         alone = config_from_dict({"meta": {"mask_mode": name, "seed": 3}}, "a test")
-        context, targets = monitors.fixed_masks(alone)[number]
+        context, targets = latent.fixed_masks(alone)[number]
         assert torch.equal(masks[0], context)
         assert torch.equal(masks[1], targets)
 
 
 def test_masks_are_fixed_and_other_than_those_of_the_training():
     config = config_from_dict({}, "a test")
-    first, again = monitors.fixed_masks(config), monitors.fixed_masks(config)
+    first, again = latent.fixed_masks(config), latent.fixed_masks(config)
     training = init_collator(config, seed=config.meta.seed)
     for step, (masks, same) in enumerate(zip(first, again, strict=True)):
         assert all(torch.equal(*pair) for pair in zip(masks, same, strict=True))
