@@ -1521,8 +1521,8 @@ ROWS = [
     ),
     (
         "src/monitors/signal.py",
-        "frames = (x - x.mean(-1, keepdim=True))",
-        "frames = x",
+        "fluctuations = x - x.mean(-1, keepdim=True)",
+        "fluctuations = x",
         "tests/monitors/test_signal.py::test_traits_of_clip_and_person_are_no_signal_even_if_they_act_differently_in_each_roi",
         "method 10: levels of a person or clip are no signal",
     ),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..models.jepa import Networks
+from ..models.objective import hidden_signal
 from ..utils.ridge import RidgeSums
 from .clips import N_FOLDS, Autocast, Batches
 
@@ -120,19 +121,16 @@ def _ask(
     The signal is the F frames of a hidden token minus the ROI's mean over the clip: a level that a
     person or a clip has in an ROI is a trait, known without knowing anything of the dynamics.
     """
-    rois, patches = grid
+    _, patches = grid
     x = x.to(device, non_blocking=True)
-    frames = (x - x.mean(-1, keepdim=True)).reshape(len(x), rois * patches, -1)
+    fluctuations = x - x.mean(-1, keepdim=True)
     for question in questions:
         seen, hidden = (tokens.to(device).expand(len(x), -1) for tokens in question)
         with autocast():
             context = networks.target_encoder(x, seen)
             features = networks.predictor.features(context, seen, hidden)
-        yield (
-            features.float(),
-            frames[:, hidden[0]],
-            (question.hidden // patches).expand(len(x), -1),
-        )
+        signal = hidden_signal(fluctuations, hidden, x.shape[-1] // patches)
+        yield features.float(), signal, (question.hidden // patches).expand(len(x), -1)
 
 
 def _r2(sse: float, sst: float) -> float:

@@ -278,9 +278,9 @@ def test_fixed_masks_show_every_mode():
     for number, name in enumerate(MODES):
         masks = latent.fixed_masks(config)[number]
         alone = config_from_dict({"meta": {"mask_mode": name, "seed": 3}}, "a test")
-        context, targets = latent.fixed_masks(alone)[number]
-        assert torch.equal(masks[0], context)
-        assert torch.equal(masks[1], targets)
+        drawn = init_collator(alone, seed=4).examples(len(MODES))[number]
+        assert torch.equal(masks[0], torch.from_numpy(drawn.context[0]))
+        assert torch.equal(masks[1], torch.from_numpy(drawn.targets[0]))
 
 
 def test_masks_are_fixed_and_other_than_those_of_the_training():
