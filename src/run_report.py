@@ -103,21 +103,20 @@ def report_monitors(monitors: Mapping[str, Mapping[str, Any]], step: int, log: R
     """Write the last measurement on held-out people to the log and TensorBoard."""
     values = monitors["last"]
     untrained = (monitors.get("untrained") or {}).get("signal_r2", math.nan)
-    logger.info(
-        "held-out people after step %d: signal R2 %+.4f (untrained %+.4f), forecast R2 %+.4f; "
-        "latent R2 %+.4f, over a constant per clip %+.4f, swapped %+.4f; "
-        "variance %.4g (%.1f %% of the total) RankMe %.1f",
-        step,
-        values["signal_r2"],
-        untrained,
-        values["forecast_r2"],
-        values["r2"],
-        values["r2_clip_constant"],
-        values["r2_swapped"],
-        values["variance"],
-        100 * values["variance_share"],
-        values["rankme"],
+    parts = [
+        f"signal R2 {values['signal_r2']:+.4f} (untrained {untrained:+.4f}), "
+        f"forecast R2 {values['forecast_r2']:+.4f}"
+    ]
+    if "r2" in values:
+        parts.append(
+            f"latent R2 {values['r2']:+.4f}, over a constant per clip "
+            f"{values['r2_clip_constant']:+.4f}, swapped {values['r2_swapped']:+.4f}"
+        )
+    parts.append(
+        f"variance {values['variance']:.4g} ({100 * values['variance_share']:.1f} % of the total) "
+        f"RankMe {values['rankme']:.1f}"
     )
+    logger.info("held-out people after step %d: %s", step, "; ".join(parts))
     shown = columns_of(values) | ({"signal_r2_untrained": untrained} if step == 0 else {})
     log.scalars({f"monitor/{name}": value for name, value in shown.items()}, step)
 

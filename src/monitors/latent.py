@@ -60,11 +60,16 @@ def measure(
         - ``rankme``: effective rank of the targets after each position's mean is taken out
           (RankMe: exponential of the entropy of the singular values' distribution).
 
-        All are NaN with fewer than 2 held-out samples.
+        All are NaN with fewer than 2 held-out samples. Without the first three, which ask the
+        predictor, where the objective has it predict no latents: they would be those of a
+        projection that nothing trained.
     """
     masks = [(context.to(device), target.to(device)) for context, target in masks]
-    coefficients = fit_clip_constant(networks, training, masks, device, autocast)
-    coefficients = coefficients.to(device, torch.float32)
+    if networks.objective.latent:
+        coefficients = fit_clip_constant(networks, training, masks, device, autocast)
+        coefficients = coefficients.to(device, torch.float32)
+    else:
+        masks = []
     samples = 0
     position_sum: Tensor | float = 0.0  # [N, D]
     second_moment: Tensor | float = 0.0  # [D, D]
@@ -93,6 +98,13 @@ def measure(
     total = second_moment.trace() / (samples * tokens) - grand_mean.square().sum()
     variance = (within.trace() / (samples * tokens)).item()
     unbiased = samples / (samples - 1)
+    spread = {
+        "variance": variance * unbiased / width,
+        "variance_share": (variance / total).item(),
+        "rankme": _rankme(within),
+    }
+    if not masks:
+        return spread
     means = [position_mean[target.cpu()] for _, target in masks]
     pairs = list(zip(sums, means, strict=True))
     over_positions = sum(s.distance_from_positions(mean, samples) for s, mean in pairs) * unbiased
@@ -102,9 +114,7 @@ def measure(
         "r2": _r2(error, over_positions),
         "r2_clip_constant": _r2(error, over_constants),
         "r2_swapped": _r2(swapped, over_positions),
-        "variance": variance * unbiased / width,
-        "variance_share": (variance / total).item(),
-        "rankme": _rankme(within),
+        **spread,
     }
 
 

@@ -28,3 +28,19 @@ def test_every_column_is_in_log_table_tensorboard_and_checkpoint(data, tmp_path)
         f"forecast R2 {last['forecast_r2']:+.4f}; latent R2 {last['r2']:+.4f}"
     )
     assert line in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_run_that_predicts_no_latents_has_no_latent_r2(data, tmp_path):
+    """Its verdict goes by the signal, and by the collapse of its representation."""
+    folder = tmp_path / "run"
+    monitors = train_here(tiny_config(data, folder, "meta.objective=mae"))["monitors"]
+    missing = {"r2", "r2_clip_constant", "r2_swapped"}
+    for measured in monitors.values():
+        assert set(COLUMNS) - set(measured) == missing
+        assert measured["variance"] > 0
+    with (folder / "jepa_r0.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert {name for name in COLUMNS if not last[name]} == missing
+    said = (folder / "log.txt").read_text()
+    assert "latent R2" not in said
+    assert "signal R2 of 2 held-out people" in said.splitlines()[-1]
