@@ -20,7 +20,7 @@ from .masks.modes import MIXED, MODES
 from .masks.roi import RoiMasks
 from .masks.spatiotemporal import SpatiotemporalMasks
 from .models.encoder_spec import EncoderSpec
-from .models.objective import Kind, Loss, Objective
+from .models.objective import Kind, Loss, Objective, Targets
 from .models.predictor_spec import PredictorSpec
 from .models.vision_transformer import SIZES
 from .utils.errors import UserError
@@ -147,6 +147,7 @@ class MetaConfig:
     objective: Kind = Objective.kind
     signal_weight: Positive = Objective.signal_weight  # of the signal's error in hybrid
     loss: Loss = Objective.loss  # of the latent prediction
+    targets: Targets = Objective.targets
     load_checkpoint: bool = False
     read_checkpoint: str | None = None  # in logging.folder, or a path; unset: the latest
     init_from: str | None = None  # checkpoint whose weights a new run begins with
@@ -256,7 +257,12 @@ class Config:
     def objective(self) -> Objective:
         """What is minimised."""
         meta = self.meta
-        return Objective(kind=meta.objective, signal_weight=meta.signal_weight, loss=meta.loss)
+        return Objective(
+            kind=meta.objective,
+            signal_weight=meta.signal_weight,
+            loss=meta.loss,
+            targets=meta.targets,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain types, as written to YAML and into checkpoints."""
@@ -368,11 +374,13 @@ def _relations(config: Config) -> Iterator[Relation]:
         f"{Objective.signal_weight}, or meta.objective hybrid (it is {meta.objective}), whose "
         "parts it weighs",
     )
-    yield Relation(
-        meta.loss == Objective.loss or config.objective.latent,
-        "meta.loss",
-        f"{Objective.loss} beside meta.objective {meta.objective}, which predicts no latents",
-    )
+    for key in ("loss", "targets"):
+        published = getattr(Objective, key)
+        yield Relation(
+            config.objective.latent or getattr(meta, key) == published,
+            f"meta.{key}",
+            f"{published} beside meta.objective {meta.objective}, which predicts no latents",
+        )
     epochs = config.optimization.epochs
     yield Relation(
         config.optimization.warmup <= epochs, "optimization.warmup", f"0 to epochs ({epochs})"

@@ -73,6 +73,7 @@ class PretrainState:
         n_clips: runs that clips are cut from.
         training_people: their sorted participant ids.
         runs_fingerprint: of these runs, :func:`src.datasets.folder.fingerprint.runs_fingerprint`.
+        targets: running statistics of centred targets (:class:`CenteredTargets`), else empty.
         begun_from: ``file`` and ``step`` of the ``read_checkpoint`` that the run went on from.
         revision: of the code.
         path: the file that the state was read from; not in the file.
@@ -101,6 +102,7 @@ class PretrainState:
     step: int = 0
     rng: dict[str, Tensor] = field(default_factory=dict)
     monitors: dict[str, dict[str, float] | None] = field(default_factory=dict)
+    targets: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
     begun_from: dict[str, Any] | None = None
     path: Path | None = field(default=None, metadata={"stored": False})
 
@@ -146,8 +148,8 @@ class PretrainState:
                 f"weights: meta.init_from={path}"
             )
         keys = _stored_keys()
-        require_keys(stored, keys, path)
-        return cls(**{key: stored[key] for key in keys}, path=path)
+        require_keys(stored, [key for key in keys if key not in _OPTIONAL], path)
+        return cls(**{key: stored[key] for key in keys if key in stored}, path=path)
 
     @property
     def gradients(self) -> Tensor | None:
@@ -206,11 +208,14 @@ class PretrainState:
         """Load weights, optimizer and random state into the run; free those held here."""
         for part in NETWORKS:
             load_network(getattr(networks, part), getattr(self, part), self.path, part)
+        if networks.centering is not None:
+            load_network(networks.centering, self.targets, self.path, "mean of the targets")
         optimizer.load_state_dict(self.opt)
         torch.set_rng_state(self.rng["torch"].cpu())
         if torch.cuda.is_available() and "cuda" in self.rng:
             torch.cuda.set_rng_state(self.rng["cuda"].cpu())
         self.encoder, self.predictor, self.target_encoder, self.opt = {}, {}, {}, {}
+        self.targets = {}
 
     def save(
         self,
@@ -227,6 +232,8 @@ class PretrainState:
         writer.wait()  # so that there is one copy at most
         now = {key: getattr(self, key) for key in _stored_keys()}
         now |= {part: network_state(getattr(networks, part)) for part in NETWORKS}
+        if networks.centering is not None:
+            now["targets"] = networks.centering.state_dict()
         now |= {"opt": optimizer.state_dict(), "rng": _rng_state()}
         writer.write(on_host(now), self.epoch if keep else None)
 
@@ -290,6 +297,10 @@ def _checkpoints_of(config: Config) -> list[Path]:
 
 def _same_place(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+# Keys that checkpoints from before they existed do not have.
+_OPTIONAL = {f.name for f in fields(PretrainState) if f.metadata.get("optional")}
 
 
 def _stored_keys() -> list[str]:

@@ -1,5 +1,6 @@
 """Objectives beside the published one, from the config to the weights (method 11.4)."""
 
+import copy
 import csv
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from src import train
 from src.config import Config
 from src.helper import init_model, init_opt, load_weights
-from src.models.jepa import Networks
+from src.models.jepa import Networks, jepa_targets
 from src.pretrained.load import load_pretrained
 from src.utils.checkpoint import NETWORKS, network_state, save_checkpoint
 from src.utils.distributed import Ranks, launch
@@ -33,6 +34,7 @@ from tests.test_train_step import micro_batches
 CPU = torch.device("cpu")
 PATCH = 16
 MAE, HYBRID = "meta.objective=mae", "meta.objective=hybrid"
+CENTERED = "meta.targets=centered"
 
 
 def config_of(*overrides: str) -> Config:
@@ -143,6 +145,24 @@ def test_losses_and_gradients_are_those_by_hand(overrides, weights):
         torch.testing.assert_close(value, several[name])
 
 
+def test_centred_targets_are_those_of_the_steps_before():
+    """The micro-steps of a step all have the mean of before it."""
+    config = config_of(CENTERED, "meta.loss=mse")
+    networks = networks_of(config)
+    for step in (1, 2, 3):
+        centering, expected = copy.deepcopy(networks.centering), []
+        with torch.no_grad():
+            for batch, (context,), (target,) in micro_batches(step, accumulation=2):
+                x = batch["fmri"]
+                hidden = centering(jepa_targets(networks.target_encoder, x, target), target)
+                prediction = networks.predictor(networks.encoder(x, context), context, target)
+                expected.append((prediction - hidden).square().mean())
+        record, _ = take_step(networks, config, step)
+        torch.testing.assert_close(torch.stack(record.losses), torch.stack(expected))
+        assert (networks.centering.updates >= centering.updates).all()
+        assert networks.centering.updates.sum() > centering.updates.sum()
+
+
 def test_a_large_gradient_is_scaled_to_the_norm_asked_for_and_logged_as_it_was():
     free, free_gradients = take_step(networks_of(config_of()), config_of())
     largest = 0.5 * free.grad_norm.item()
@@ -160,7 +180,8 @@ def test_a_large_gradient_is_scaled_to_the_norm_asked_for_and_logged_as_it_was()
 
 IN_PARALLEL = {
     "mae": (MAE, "meta.accumulation_steps=2"),  # a head without gradient, and no static graph
-    "hybrid": (HYBRID, "meta.accumulation_steps=1"),
+    "hybrid": (HYBRID, CENTERED, "meta.accumulation_steps=1"),
+    "centered": (CENTERED, "meta.loss=mse", "meta.accumulation_steps=2"),
 }
 
 
@@ -180,6 +201,7 @@ def take_steps(ranks: Ranks, folder: Path) -> None:
                 {name: grad for name, grad in given.items() if grad is not None}
                 for _, given in steps
             ],
+            "targets": networks.centering.state_dict() if networks.centering else {},
         }
     torch.save(done, folder / f"rank{ranks.rank}of{ranks.world_size}.pt")
 
@@ -197,6 +219,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         mean = (two[0][name]["loss"] + two[1][name]["loss"]) / 2
         torch.testing.assert_close(mean, alone["loss"], rtol=1e-6, atol=0)
         for rank in two:
+            assert rank[name]["targets"].keys() == alone["targets"].keys()
+            for key, value in alone["targets"].items():
+                torch.testing.assert_close(rank[name]["targets"][key], value, msg=key)
             for ours, theirs in zip(rank[name]["gradients"], alone["gradients"], strict=True):
                 assert ours.keys() == theirs.keys()
                 for weight, gradient in theirs.items():
@@ -209,7 +234,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
 RUNS = {
     "mae": (MAE,),
-    "hybrid": (HYBRID, "meta.loss=mse", "optimization.clip_grad=0.1"),
+    "hybrid": (HYBRID, CENTERED, "meta.loss=mse", "optimization.clip_grad=0.1"),
 }
 
 
@@ -228,6 +253,9 @@ def test_a_run_stopped_and_resumed_is_bit_for_bit(run, data, tmp_path):
     resumed, expected = train_here(config, resume=True), read_latest(finished)
     assert torch.equal(flat_weights(resumed), flat_weights(expected))
     assert losses(tmp_path / "run") == losses(finished)
+    assert bool(expected["targets"]) is (CENTERED in RUNS[name])
+    for key, value in expected["targets"].items():
+        assert torch.equal(resumed["targets"][key], value), key
 
 
 def test_the_parts_of_a_loss_have_columns_where_there_are_several(run):
@@ -256,7 +284,13 @@ def test_the_target_encoder_follows_and_is_what_the_evaluation_loads(run):
 
 @pytest.mark.parametrize(
     "override",
-    ["meta.objective=jepa", "meta.signal_weight=2.0", "meta.loss=mse", "optimization.clip_grad=1"],
+    [
+        "meta.objective=jepa",
+        "meta.signal_weight=2.0",
+        "meta.loss=mse",
+        CENTERED,
+        "optimization.clip_grad=1",
+    ],
 )
 def test_a_run_goes_on_with_its_own_objective_only(data, tmp_path, override):
     config = tiny_config(data, tmp_path / "run", HYBRID)
@@ -275,6 +309,7 @@ def test_a_run_goes_on_with_its_own_objective_only(data, tmp_path, override):
         ),
         ([MAE, "meta.signal_weight=2"], r"meta\.signal_weight is 2\.0"),
         ([MAE, "meta.loss=mse"], r"meta\.loss is 'mse'; allowed: smooth_l1 beside .* mae"),
+        ([MAE, CENTERED], r"meta\.targets is 'centered'; allowed: layernorm beside .* mae"),
         (["optimization.clip_grad=0"], r"optimization\.clip_grad is 0"),
     ],
 )

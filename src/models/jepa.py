@@ -9,6 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..utils.data_parallel import clear_gradients, data_parallel, no_sync
 from ..utils.distributed import Ranks
+from .centered_targets import CenteredTargets
 from .objective import PUBLISHED, Objective, hidden_signal
 
 
@@ -44,6 +45,7 @@ def loss_parts(
     x: Tensor,
     masks_enc: Tensor,
     masks_pred: Tensor,
+    centering: CenteredTargets | None = None,
 ) -> dict[str, Tensor]:
     """Parts of the loss of ``objective`` by their names, before they are weighted.
 
@@ -53,9 +55,12 @@ def loss_parts(
         x: ``[B, 1, R, T]`` normalised runs.
         masks_enc: LongTensor ``[B, K]``, the context tokens.
         masks_pred: LongTensor ``[B, Q]``, the target tokens.
+        centering: of the targets, where the objective has these centred.
     """
     if objective.latent:  # first: what it needs is free again before activations are kept
         target = jepa_targets(target_encoder, x, masks_pred)
+        if centering is not None:
+            target = centering(target, masks_pred)
     parts = {}
     features = predictor.features(encoder(x, masks_enc), masks_enc, masks_pred)
     if objective.latent:
@@ -85,6 +90,7 @@ class Networks:
     Attributes:
         encoder, predictor, target_encoder: the bare modules, whatever :meth:`compile` and
             :meth:`distribute` do: these are saved, loaded, measured and averaged.
+        centering: running statistics of the targets, where the objective has these centred.
     """
 
     def __init__(
@@ -96,7 +102,12 @@ class Networks:
     ) -> None:
         self.encoder, self.predictor, self.target_encoder = encoder, predictor, target_encoder
         self.objective = objective
-        self._loss: nn.Module = _Loss(objective, encoder, predictor, target_encoder)
+        self.centering: CenteredTargets | None = None
+        if objective.targets == "centered":
+            device = next(encoder.parameters()).device
+            self.centering = CenteredTargets(encoder.num_patches, encoder.embed_dim).to(device)
+        self._loss: nn.Module = _Loss(objective, encoder, predictor, target_encoder, self.centering)
+        self._distributed = False
 
     def compile(self) -> None:
         """Compile the loss; before :meth:`distribute`."""
@@ -106,6 +117,7 @@ class Networks:
     def distribute(self, ranks: Ranks, accumulation_steps: int) -> None:
         """Average the gradients of :meth:`loss` over the processes of ``ranks``."""
         self._loss = data_parallel(self._loss, ranks, accumulation_steps)
+        self._distributed = ranks.world_size > 1
 
     def loss(
         self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor
@@ -125,8 +137,16 @@ class Networks:
         clear_gradients(self._loss, optimizer)
 
     def update_target(self, momentum: float) -> None:
-        """:func:`update_target_encoder` of these networks."""
+        """:func:`update_target_encoder` of these networks, and statistics of their targets."""
         update_target_encoder(self.target_encoder, self.encoder, momentum)
+        if self.centering is not None:
+            self.centering.update(self._distributed)
+
+    def as_features(self, prediction: Tensor, masks_pred: Tensor) -> Tensor:
+        """What a prediction ``[B, Q, D]`` says of :func:`jepa_targets`, centred or not."""
+        if self.centering is None:
+            return prediction
+        return self.centering.restore(prediction, masks_pred)
 
 
 class _Loss(nn.Module):
@@ -138,12 +158,13 @@ class _Loss(nn.Module):
         encoder: nn.Module,
         predictor: nn.Module,
         target_encoder: nn.Module,
+        centering: CenteredTargets | None,
     ) -> None:
         super().__init__()
         # The predictor after the encoder: DistributedDataParallel sends gradients in the reverse of
         # this order, which is the order in which the backward pass finishes them.
         self.target_encoder, self.encoder, self.predictor = target_encoder, encoder, predictor
-        self.objective = objective
+        self.objective, self.centering = objective, centering
 
     def forward(
         self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor
@@ -156,6 +177,7 @@ class _Loss(nn.Module):
             x,
             masks_enc,
             masks_pred,
+            self.centering,
         )
         logged = zip(self.objective.logged, parts.values(), strict=False)
         return self.objective.total(parts), {name: part.detach() for name, part in logged}

@@ -10,6 +10,7 @@ from .layers import apply_masks
 
 Kind = Literal["jepa", "mae", "hybrid"]
 Loss = Literal["smooth_l1", "mse"]
+Targets = Literal["layernorm", "centered"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Objective:
             signal, by a head on the same predictor, and ``hybrid`` both.
         signal_weight: of the signal's error in ``hybrid``.
         loss: error of the latent prediction: ``smooth_l1`` (beta 1) or ``mse``.
+        targets: the target encoder's output under a ``layernorm``, or that ``centered`` by
+            :class:`src.models.centered_targets.CenteredTargets`.
     """
 
     kind: Kind = "jepa"
     signal_weight: float = 1.0
     loss: Loss = "smooth_l1"
+    targets: Targets = "layernorm"
 
     @property
     def latent(self) -> bool:

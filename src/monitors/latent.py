@@ -87,7 +87,9 @@ def measure(
                 seen = networks.encoder(x, masks_enc)
                 prediction = networks.predictor(seen, masks_enc, masks_pred)
             constant = seen.float().mean(1) @ coefficients
-            of_mask.add(targets[:, target], prediction.float(), constant)
+            # In the units of the targets under a LayerNorm, so that runs can be compared.
+            prediction = networks.as_features(prediction.float(), masks_pred)
+            of_mask.add(targets[:, target], prediction, constant)
 
     if samples < 2:
         return dict.fromkeys(COLUMNS, math.nan)

@@ -9,6 +9,7 @@ from torch import nn
 from src.config import config_from_dict
 from src.helper import Networks, init_collator
 from src.masks.modes import MODES
+from src.models.centered_targets import CenteredTargets
 from src.models.jepa import jepa_targets
 from src.models.layers import apply_masks
 from src.monitors import latent
@@ -67,6 +68,33 @@ def measure(features: torch.Tensor, predictor: nn.Module, size: int = 5) -> dict
     networks = Networks(Lookup(features), predictor, Lookup(features))
     every = batches(range(SAMPLES), size)
     return latent.measure(networks, every, every, MASKS, torch.device("cpu"), nullcontext)
+
+
+def test_predictions_of_centred_targets_are_measured_as_what_they_stand_for(features, targets):
+    """A predictor that is right has R2 1; one that says 0 knows the mean of these samples only."""
+    centering = CenteredTargets(TOKENS, WIDTH)
+    every = torch.arange(TOKENS).expand(SAMPLES, -1)
+    for _ in range(2):
+        centering(targets, every)
+        centering.update(distributed=False)
+    centred = centering(targets, every)
+
+    class Right(nn.Module):
+        def forward(self, x: torch.Tensor, masks_x: torch.Tensor, masks: torch.Tensor):
+            return apply_masks(centred, masks)  # all samples are one batch
+
+    nothing = Answer(torch.zeros(TOKENS, WIDTH))
+    for predictor, r2 in ((Right(), 1.0), (nothing, 1 / SAMPLES)):
+        networks = Networks(Lookup(features), predictor, Lookup(features))
+        networks.centering = centering
+        batch = batches(range(SAMPLES), SAMPLES)
+        values = monitors.measure(networks, batch, batch, MASKS, torch.device("cpu"), nullcontext)
+        uncentred = Networks(Lookup(features), predictor, Lookup(features))
+        before = monitors.measure(uncentred, batch, batch, MASKS, torch.device("cpu"), nullcontext)
+        assert values["r2"] == pytest.approx(r2, abs=1e-4)
+        assert before["r2"] < 0
+        for name in ("variance", "variance_share", "rankme"):
+            assert values[name] == before[name]
 
 
 def test_a_predictor_that_knows_only_positions_has_r2_zero():
