@@ -907,10 +907,10 @@ ROWS = [
         "method 11.4: the running mean is part of a checkpoint",
     ),
     (
-        "src/monitors.py",
+        "src/monitors/latent.py",
         "networks.as_features(prediction.float(), masks_pred)",
         "prediction.float()",
-        "tests/test_monitors.py::test_predictions_of_centred_targets_are_measured_as_what_they_stand_for",
+        "tests/monitors/test_latent.py::test_predictions_of_centred_targets_are_measured_as_what_they_stand_for",
         "method 11.4: monitors measure what a centred prediction stands for",
     ),
     (

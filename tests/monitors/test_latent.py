@@ -88,9 +88,9 @@ def test_predictions_of_centred_targets_are_measured_as_what_they_stand_for(feat
         networks = Networks(Lookup(features), predictor, Lookup(features))
         networks.centering = centering
         batch = batches(range(SAMPLES), SAMPLES)
-        values = monitors.measure(networks, batch, batch, MASKS, torch.device("cpu"), nullcontext)
+        values = latent.measure(networks, batch, batch, MASKS, torch.device("cpu"), nullcontext)
         uncentred = Networks(Lookup(features), predictor, Lookup(features))
-        before = monitors.measure(uncentred, batch, batch, MASKS, torch.device("cpu"), nullcontext)
+        before = latent.measure(uncentred, batch, batch, MASKS, torch.device("cpu"), nullcontext)
         assert values["r2"] == pytest.approx(r2, abs=1e-4)
         assert before["r2"] < 0
         for name in ("variance", "variance_share", "rankme"):
