@@ -1383,4 +1383,47 @@ ROWS = [
         "tests/downstream_tasks/test_split_statistics.py::test_studies_that_need_a_pass_for_every_split_are_refused_before_results_go",
         "nothing of an earlier run goes before the new one can begin",
     ),
+    # --- the laboratory ---------------------------------------------------------------------------
+    (
+        "scripts/ablation/folds.py",
+        "for p, split in split_of.items() if choosing and split == \"test\"",
+        "for p, split in split_of.items() if not choosing and split == \"test\"",
+        "tests/scripts/ablation/test_folds.py::test_choosing_never_sees_the_test_people_of_the_data",
+        "nothing is chosen on the people it is reported for",
+    ),
+    (
+        "scripts/ablation/folds.py",
+        "if file.name not in _OF_TRAINING and file.is_file()",
+        "if file.name != TABLE_FILE and file.is_file()",
+        "tests/scripts/ablation/test_folds.py::test_what_a_fold_learns_from_does_not_depend_on_whom_it_scores",
+        "gradients and statistics of a fold are of its training people",
+    ),
+    (
+        "scripts/ablation/endpoints.py",
+        "both = both.groupby(groups).mean()",
+        "both = both.groupby(both.index).mean()",
+        "tests/scripts/ablation/test_endpoints.py::test_a_family_counts_once",
+        "relatives are not independent",
+    ),
+    (
+        "scripts/ablation/statistics.py",
+        "np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)",
+        "np.minimum(p[order] * factors, 1.0)",
+        "tests/scripts/ablation/test_statistics.py::test_holm_is_that_of_statsmodels",
+        "a larger p stays larger when corrected (Holm, 1979)",
+    ),
+    (
+        "scripts/ablation/runs.py",
+        "if found := differences(wanted, stored, _FREE):",
+        "if found := differences(stored, stored, _FREE):",
+        "tests/scripts/ablation/test_ablate.py::test_an_experiment_is_run_scored_and_compared_and_then_is_done",
+        "an arm that was changed under its name is another one",
+    ),
+    (
+        "downstream_tasks/cohort/examples.py",
+        "_run_names(runs.loc[folder.rows()].drop(index=keep))",
+        "_run_names(runs.drop(index=keep))",
+        "tests/downstream_tasks/cohort/test_examples.py::test_excluded_people_are_read_by_nothing_and_are_not_called_bad",
+        "excluded people are in no list of what was left out",
+    ),
 ]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scripts.ablate import parse_arguments, run_experiment
 from scripts.ablation.cost import status
 from scripts.ablation.experiment import read_experiment
 from scripts.ablation.laboratory import Laboratory
@@ -158,20 +159,22 @@ def test_what_a_killed_laboratory_left_running_is_not_run_twice(write_experiment
     assert steps_of(run) == list(range(1, 401))
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(write_experiment, tmp_path):
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(write_experiment, tmp_path, capsys):
     out = tmp_path / "out"
-    path = write_experiment(seeds=[0, 1], folds=3)
-    said = ablate(path, "--out", out, "--devices", "cpu", "--dry-run", "steps=16")
-    assert said.returncode == 0, said.stderr
-    assert "deep: meta.depth=3\n    6 runs left, 96 steps of about" in said.stdout
-    assert "12 of 12 runs to do, 1 at a time; then of each: age" in said.stdout
-    assert "people, fold 2: " in said.stdout
+    path = str(write_experiment(seeds=[0, 1], folds=3))
+    arguments = ["--out", str(out), "--devices", "cpu", "--dry-run", "steps=16", "--only", "deep/*"]
+    assert run_experiment(parse_arguments([path, *arguments])) == 0
+    said = capsys.readouterr().out
+    assert "deep: meta.depth=3\n    6 runs left, 96 steps of about" in said
+    assert "6 of 6 runs to do, 1 at a time; then of each: age" in said
+    assert "people, fold 2: " in said
     assert not out.exists()
 
 
 def test_steps_become_the_nearest_number_of_epochs(write_experiment, tmp_path):
     """Seven people are trained on: three steps of two clips an epoch."""
-    path = write_experiment(arms={"a": {"steps": 8}, "b": {"steps": 1}, "c": {"steps": 300}})
+    arms = {"a": {"steps": 8}, "b": {"steps": 1}, "c": {"steps": 300}}
+    path = write_experiment(arms=arms, endpoints=[])
     lab = Laboratory.open(read_experiment(path), tmp_path / "out")
     assert np.unique([run.config.data.batch_size for run in lab.runs]) == [2]
     epochs = {run.arm.name: run.config.optimization.epochs for run in lab.runs}

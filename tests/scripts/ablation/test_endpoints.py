@@ -1,0 +1,214 @@
+"""Scores of people, endpoints over them, and the report: against numbers worked out by hand."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from scripts.ablation.endpoints import compare_endpoints
+from scripts.ablation.experiment import plan_from_dict
+from scripts.ablation.figure import draw
+from scripts.ablation.report import markdown
+from scripts.ablation.table import person_scores, role_of
+from src.utils.errors import UserError
+
+PEOPLE = [f"p{i}" for i in range(8)]
+ALONE = {("d", person): person for person in PEOPLE}
+ROLES = {"model": "model", "untrained 0": "untrained", "untrained 1": "untrained",
+         "ridge": "raw", "var": "raw"}  # fmt: skip
+
+
+def plan(*endpoints, arms=("a", "b"), **values):
+    needed = {"name": "x", "pretrain": "p.yaml", "data": "d", "evaluate": "t", "seeds": [0, 1]}
+    arms = {name: {"steps": 10 * (i + 1)} for i, name in enumerate(arms)}
+    return plan_from_dict(needed | {"arms": arms, "endpoints": list(endpoints)} | values, "file")
+
+
+def endpoint(against, **more):
+    return {"task": "t", "metric": "r2", "against": against} | more
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Scores of five rows in two arms and seeds."""
+    rng = np.random.default_rng(0)
+    lines = [
+        {"experiment": "x", "arm": arm, "seed": seed, "fold": 0, "data": "d", "task": "t",
+         "variant": "", "method": method, "role": role, "participant_id": person, "metric": "r2",
+         "value": level + rng.normal(0, 0.1)}
+        for arm in "ab" for seed in (0, 1) for person in PEOPLE
+        for level, (method, role) in enumerate(ROLES.items())
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def values(table, arm, *methods):
+    rows = table[(table["arm"] == arm) & table["method"].isin(methods)]
+    return rows.groupby("participant_id")["value"].mean().loc[PEOPLE].to_numpy()
+
+
+def test_seeds_and_untrained_copies_are_averaged_within_a_person(table):
+    found = compare_endpoints(plan(endpoint("untrained", arms=["a"])), table, ALONE)
+    expected = values(table, "a", "model") - values(table, "a", "untrained 0", "untrained 1")
+    (one,) = found
+    assert one.found.mean == pytest.approx(expected.mean())
+    assert one.found.t_p == pytest.approx(stats.ttest_1samp(expected, 0).pvalue)
+    assert (one.n_runs, one.n_runs_planned) == (2, 2)
+
+
+def test_the_best_raw_row_is_the_best_of_all_and_named(table):
+    (one,) = compare_endpoints(plan(endpoint("best_raw", arms=["b"])), table, ALONE)
+    assert one.reference == "var"
+    difference = values(table, "b", "model") - values(table, "b", "var")
+    assert one.found.mean == pytest.approx(difference.mean())
+
+
+def test_an_arm_is_compared_with_the_same_row_of_another_and_not_with_itself(table):
+    (one,) = compare_endpoints(plan(endpoint("arm a", method="ridge")), table, ALONE)
+    assert (one.arm, one.reference) == ("b", "a")
+    difference = values(table, "b", "ridge") - values(table, "a", "ridge")
+    assert one.found.mean == pytest.approx(difference.mean())
+
+
+def test_errors_count_the_other_way_round(table):
+    errors = table.assign(metric="squared_error")
+    e = endpoint("ridge", arms=["a"], metric="squared_error")
+    (one,) = compare_endpoints(plan(e), errors, ALONE)
+    difference = values(table, "a", "ridge") - values(table, "a", "model")
+    assert one.found.mean == pytest.approx(difference.mean())
+    (best,) = compare_endpoints(plan(e | {"against": "best_raw"}), errors, ALONE)
+    assert best.reference == "ridge"
+
+
+def test_a_family_counts_once(table):
+    families = {("d", person): f"f{i // 2}" for i, person in enumerate(PEOPLE)}
+    (one,) = compare_endpoints(plan(endpoint("ridge", arms=["a"])), table, families)
+    difference = values(table, "a", "model") - values(table, "a", "ridge")
+    assert one.found.n == 4
+    expected = stats.ttest_1samp(difference.reshape(4, 2).mean(axis=1), 0).pvalue
+    assert one.found.t_p == pytest.approx(expected)
+
+
+def test_p_is_corrected_for_all_comparisons_of_the_experiment(table):
+    found = compare_endpoints(plan(endpoint("untrained"), endpoint("best_raw")), table, ALONE)
+    assert len(found) == 4
+    assert [c.found.flip_p for c in found] == [2 / 2**8] * 4
+    assert [c.holm for c in found] == [pytest.approx(4 * 2 / 2**8)] * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (endpoint("vra"), "t has no row 'vra', but model, ridge"),
+        (endpoint("untrained", metric="r"), "metric is 'r', but t has r2"),
+        (endpoint("untrained", variant="half"), "variant is 'half', but t has "),
+        (endpoint("untrained", method="modle"), "Did you mean 'model'?"),
+    ],
+)
+def test_an_endpoint_of_what_is_not_there_is_refused(table, wrong, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        compare_endpoints(plan(wrong), table, ALONE)
+
+
+def test_report_and_figure_say_who_gains(table, tmp_path):
+    p = plan(endpoint("untrained"), question="Why?")
+    found = compare_endpoints(p, table, ALONE)
+    text = markdown(p, table, found, [], ["one note"])
+    assert "**question**: Why?" in text
+    assert "| t model: r2 against untrained | a | " in text
+    assert "| 0 of 8 |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| ridge |"))
+    means = [float(cell) for cell in line.split("|")[2:4]]
+    assert means == pytest.approx([values(table, arm, "ridge").mean() for arm in "ab"], abs=6e-4)
+    paths = draw(tmp_path, p, table, found)  # with curves: the arms differ in their steps
+    assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+# --- scores of people -----------------------------------------------------------------------------
+
+
+def write_predictions(folder, rows):
+    pd.DataFrame(rows).to_csv(folder / "predictions.tsv", sep="\t", index=False, na_rep="n/a")
+
+
+def score(scores, person, metric):
+    rows = scores[(scores["participant_id"] == person) & (scores["metric"] == metric)]
+    return rows["value"].item()
+
+
+def test_events_of_a_person_are_scored_together(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for person in ("01", "02"):
+        for event in range(9):
+            p = rng.uniform()
+            rows.append(
+                {"method": "M", "head": "h", "seed": 0, "fold": None, "participant_id": person,
+                 "target": "heat" if event % 3 else "rating", "p_rating": 1 - p, "p_heat": p,
+                 "predicted": "heat" if p > 0.5 else "rating"}
+            )  # fmt: skip
+    write_predictions(tmp_path, rows)
+    row = {"name": "M", "head": "h", "kind": "model", "representation": "model"}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row]}))
+    scores = person_scores(tmp_path)
+    own = pd.DataFrame(rows)[lambda t: t["participant_id"] == "02"]
+    heat = own["target"] == "heat"
+    assert score(scores, "02", "auroc") == pytest.approx(roc_auc_score(heat, own["p_heat"]))
+    right = own["predicted"] == own["target"]
+    assert score(scores, "02", "accuracy") == pytest.approx(right.mean())
+    balanced = (right[heat].mean() + right[~heat].mean()) / 2
+    assert score(scores, "02", "balanced_accuracy") == pytest.approx(balanced)
+    assert set(scores["role"]) == {"model"}
+    assert set(scores["method"]) == {"M (h)"}
+
+
+def test_scores_of_the_seeds_of_an_evaluation_are_averaged(tmp_path):
+    rows = [
+        {"method": "M", "head": "h", "seed": seed, "fold": fold, "participant_id": "7",
+         "target": 3.0, "predicted": 3.0 + seed + 1}
+        for seed, fold in ((0, 1), (1, 0))
+    ]  # fmt: skip
+    write_predictions(tmp_path, rows)
+    assert score(person_scores(tmp_path), "7", "squared_error") == pytest.approx((1 + 4) / 2)
+
+
+def test_a_person_is_identified_both_ways_or_one(tmp_path):
+    rows = [
+        {"method": "M", "head": "h", "participant_id": "a", "forward": "a", "backward": "b"},
+        {"method": "M", "head": "h", "participant_id": "b", "forward": "b", "backward": "b"},
+    ]
+    write_predictions(tmp_path, rows)
+    scores = person_scores(tmp_path)
+    assert score(scores, "a", "identification") == 0.5
+    assert score(scores, "b", "identification") == 1.0
+
+
+def test_people_scored_by_the_protocol_are_taken_as_they_are(tmp_path):
+    (tmp_path / "people.csv").write_text(
+        "protocol,variant,method,participant_id,r2,r\n"
+        "imputation,random,model,01,.5,.8\nimputation,networks,model,01,.4,.7\n"
+    )
+    scores = person_scores(tmp_path)
+    half = scores[scores["variant"] == "random"]
+    assert score(half, "01", "r2") == 0.5
+    assert score(half, "01", "r") == 0.8
+    assert len(scores) == 4
+
+
+def test_what_a_row_is_to_a_comparison():
+    assert role_of("model", "model") == "model"
+    assert role_of("baseline", "random_weights") == "untrained"
+    assert role_of("baseline", "fc") == "raw"
+    assert role_of("baseline", "majority") == "other"
+    assert role_of("baseline", "chance") == "other"
+    assert role_of("control", "phase_randomised") == "other"
+    assert role_of("joint", "fc+model") == "other"
+
+
+def test_a_folder_without_scores_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"neither people.csv nor predictions.tsv"):
+        person_scores(tmp_path)
