@@ -1386,8 +1386,8 @@ ROWS = [
     # --- the laboratory ---------------------------------------------------------------------------
     (
         "scripts/ablation/folds.py",
-        "for p, split in split_of.items() if choosing and split == \"test\"",
-        "for p, split in split_of.items() if not choosing and split == \"test\"",
+        'for p, split in split_of.items() if choosing and split == "test"',
+        'for p, split in split_of.items() if not choosing and split == "test"',
         "tests/scripts/ablation/test_folds.py::test_choosing_never_sees_the_test_people_of_the_data",
         "nothing is chosen on the people it is reported for",
     ),

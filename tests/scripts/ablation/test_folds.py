@@ -12,6 +12,7 @@ from scripts.ablation.experiment import DataSet, plan_from_dict
 from scripts.ablation.folds import make_folds, open_source, write_fold
 from src.datasets.fmri import FMRIDataset
 from src.datasets.folder import DataFolder
+from src.datasets.prepare.gradients import compute_gradients
 from src.datasets.prepare.synthetic import write_synthetic
 from src.utils.errors import UserError
 from tests.conftest import FRAMES, ROIS, tiny_config
@@ -28,6 +29,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs["family_id"] = runs["split"] + own.astype(str)
     runs.to_csv(table, sep="\t", index=False)
     (path / "events.tsv").write_text("of no interest\n")
+    compute_gradients(DataFolder(path), n_components=5)
     return path
 
 
