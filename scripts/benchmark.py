@@ -6,7 +6,8 @@
 
 Ratios, because seconds of one machine say little about another: loading against slicing the raw
 memory map, masks against stacking the clips of their batch, the step's arithmetic against the rate
-at which this device multiplies large matrices, and one attention backend against the other.
+at which this device multiplies large matrices, one attention backend against the other, and the
+attention bias (method 11.3) against none.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -38,6 +40,7 @@ Row = tuple[str, str, str]
 
 N_MASKS = 16  # samples whose masks are measured together
 ROUNDS = 50
+N_GRADIENTS = 30  # of the published file
 # What loading a clip may cost, in copies of its slice of the memory map, by normalisation.
 SAMPLE_LIMITS = {
     "robust": 1.6,
@@ -169,16 +172,17 @@ def peak_memory(device: torch.device) -> float:
 
 
 def measure_step(
-    config: Config, attn_mode: str, device: torch.device, repeats: int
+    config: Config, changes: dict[str, str], device: torch.device, repeats: int
 ) -> tuple[float, float, float]:
     """Seconds and FLOPs of an optimizer step (the same masks each time), and peak memory.
 
-    PyTorch does not count what a CPU's fused attention does, so only ``normal`` gives all FLOPs.
+    ``changes`` are keys of ``meta``. PyTorch does not count what a CPU's fused attention does, so
+    only ``attn_mode: normal`` gives all FLOPs.
     """
-    config.meta.attn_mode = attn_mode
+    config = replace(config, meta=replace(config.meta, **changes))
     rois, frames = config.data.crop_size
     collator = init_collator(config, seed=0)
-    networks = init_model(config, torch.randn(rois, 30), device)
+    networks = init_model(config, torch.randn(rois, N_GRADIENTS), device)
     optimizer, schedule = init_opt(networks, config, 100)
     precision = autocast(device, config.meta.use_bfloat16)
     samples = [
@@ -216,17 +220,21 @@ def measure_input(config: Config) -> list[Cost]:
 def measure_training(
     config: Config, device: torch.device, repeats: int, mask_seconds: float
 ) -> list[Row]:
-    """A training step by both attention backends, as lines of the table."""
+    """A training step by both attention backends, and with a bias, as lines of the table."""
     bfloat16 = autocast(device, config.meta.use_bfloat16)().__class__ is torch.autocast
     rate = matmul_rate(device, torch.bfloat16 if bfloat16 else torch.float32)
     name = "bfloat16" if bfloat16 else "float32"
     rows = [(f"matrix product, {name}", f"{rate / 1e9:.0f} GFLOP/s", "1")]
+    plain = {"attention_bias": "none", "bias_components": None}
+    biased = {"attention_bias": "gradient", "attn_mode": "sdpa"}
     steps = {  # the lighter first: a CPU's peak memory never falls
-        attn_mode: measure_step(config, attn_mode, device, repeats)
-        for attn_mode in ("sdpa", "normal")
+        "sdpa": measure_step(config, plain | {"attn_mode": "sdpa"}, device, repeats),
+        "bias": measure_step(config, biased, device, repeats),
+        "normal": measure_step(config, plain | {"attn_mode": "normal"}, device, repeats),
     }
     flops = steps["normal"][1]
-    for attn_mode, (time_of_step, _, memory) in steps.items():
+    for attn_mode in ("sdpa", "normal"):
+        time_of_step, _, memory = steps[attn_mode]
         rows.append(
             (
                 f"training step, {attn_mode}",
@@ -234,8 +242,16 @@ def measure_training(
                 f"{100 * flops / time_of_step / rate:.0f} % of the matrix product's rate",
             )
         )
-    fused, plain = steps["sdpa"][0], steps["normal"][0]
-    rows.append(("sdpa against normal", "", f"{plain / fused:.2f} x as fast"))
+    (fused, _, memory), (with_bias, _, more) = steps["sdpa"], steps["bias"]
+    rows.append(("sdpa against normal", "", f"{steps['normal'][0] / fused:.2f} x as fast"))
+    components = config.meta.bias_components or N_GRADIENTS
+    rows.append(
+        (
+            f"attention bias, {components} gradients",
+            f"{with_bias:.2f} s, {more:.1f} GiB at most",
+            f"{with_bias / fused:.2f} x a step without, {more / memory:.2f} x its memory",
+        )
+    )
     rows.append(("masks against a step", "", f"{100 * mask_seconds / fused:.3f} % of it"))
     return rows
 

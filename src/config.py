@@ -144,6 +144,7 @@ class MetaConfig:
     patch_embed_std: Positive = 0.02
     attention_bias: Literal["none", "gradient"] = "none"  # by distance of ROIs (method 11.3)
     bias_components: Count | None = None  # gradients it measures them in; unset: all
+    time_code: Literal["published", "few_patches"] = "published"  # frequencies (method 11.3)
     objective: Kind = Objective.kind
     signal_weight: Positive = Objective.signal_weight  # of the signal's error in hybrid
     loss: Loss = Objective.loss  # of the latent prediction
@@ -241,6 +242,7 @@ class Config:
             patch_embed_std=self.meta.patch_embed_std,
             attention_bias=self.meta.attention_bias,
             bias_components=self.meta.bias_components,
+            time_code=self.meta.time_code,
         )
 
     @property

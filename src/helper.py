@@ -149,6 +149,7 @@ def load_weights(networks: Networks, path: str | Path) -> None:
     }
     given = networks.encoder.gradient_pos_embed
     given = None if given is None else given.clone()
+    times = networks.encoder.pos_embed_proj.emb_h.clone()
     for part, source in sources.items():
         if source is None:
             logger.warning("%s has no %s: it begins with random weights", path, part)
@@ -158,6 +159,11 @@ def load_weights(networks: Networks, path: str | Path) -> None:
         weights = _without_unused_head(stored[source], network, path)
         load_network(network, weights, path, part, optional)
         logger.info("%s begins with the weights of %s in %s", part, source, path)
+    if not torch.allclose(times, networks.encoder.pos_embed_proj.emb_h, rtol=0, atol=0.01):
+        raise UserError(
+            f"meta.init_from: {path} was trained with another time code than this run's. Set "
+            "meta.time_code to that of its config; the release's files have 'published'."
+        )
     learned = networks.encoder.gradient_pos_embed
     if given is not None and not torch.equal(given, learned):
         networks.predictor.gradient_pos_embed.copy_(learned)

@@ -543,8 +543,8 @@ ROWS = [
     # --- positions and networks -------------------------------------------------------------------
     (
         "src/models/pos_embed.py",
-        "10000.0 ** (-np.arange(dim // 2) / (dim / 2))",
-        "10000.0 ** (-np.arange(dim // 2) / dim)",
+        "first * ratio ** (-np.arange(dim // 2) / (dim / 2))",
+        "first * ratio ** (-np.arange(dim // 2) / dim)",
         "tests/models/test_models.py::test_time_and_roi_codes_by_hand",
         "method 2: omega_k = 10000^(-k / (D / 4))",
     ),
@@ -557,8 +557,8 @@ ROWS = [
     ),
     (
         "src/models/pos_embed.py",
-        "np.tile(time_code, (rois, 1))",
-        "np.repeat(time_code, rois, axis=0)",
+        "np.tile(of_patches, (rois, 1))",
+        "np.repeat(of_patches, rois, axis=0)",
         "tests/models/test_models.py::test_time_and_roi_codes_by_hand",
         "method 1: tokens are ROI-major",
     ),
@@ -687,6 +687,13 @@ ROWS = [
         "mixed = mixed.transpose(1, 2).flatten(2)",
         "tests/models/test_models.py::test_the_last_block_at_some_tokens_honours_norms_layer_scale_and_drop_path",
         "the target encoder's last block normalises what is mixed where timm does",
+    ),
+    (
+        "src/models/pos_embed.py",
+        "(np.pi / 2, 8.0)",
+        "(np.pi, 8.0)",
+        "tests/models/test_models.py::test_time_and_roi_codes_by_hand",
+        "method 10: frequencies for few patches",
     ),
     (
         "src/models/attention_bias.py",

@@ -156,3 +156,10 @@ def test_such_a_run_is_compared_with_random_weights_and_not_with_those_it_began_
         assert monitors["first"][name] == before["last"][name]
     assert monitors["first"]["signal_r2"] != monitors["untrained"]["signal_r2"]
     assert "with the weights it began with" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_file_with_another_time_code_is_refused(finished, data, tmp_path):
+    """Its buffer would be loaded over the one that the config asks for."""
+    networks = networks_of(tiny_config(data, tmp_path, "meta.time_code=few_patches"))
+    with pytest.raises(UserError, match=r"another time code.*meta\.time_code"):
+        load_weights(networks, finished)

@@ -19,7 +19,7 @@ class EncoderSpec:
         embed_dim, depth, num_heads: width D, blocks, attention heads.
         add_w: mapping, origin or anatomical.
         init, patch_embed_std: how its weights started; matters for untrained copies only.
-        attention_bias, bias_components: see :class:`VisionTransformer`.
+        attention_bias, bias_components, time_code: see :class:`VisionTransformer`.
     """
 
     crop_size: tuple[int, int]
@@ -32,6 +32,7 @@ class EncoderSpec:
     patch_embed_std: float = 0.02
     attention_bias: str = "none"
     bias_components: int | None = None
+    time_code: str = "published"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
@@ -78,4 +79,5 @@ class EncoderSpec:
             patch_embed_std=self.patch_embed_std,
             attention_bias=self.attention_bias,
             bias_components=self.bias_components,
+            time_code=self.time_code,
         )

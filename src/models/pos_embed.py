@@ -5,14 +5,23 @@ import torch
 from torch import Tensor, nn
 
 POSITION_KINDS = ("mapping", "origin", "anatomical")
+TIME_CODES = ("published", "few_patches")
 GRADIENTS = "gradient_pos_embed"  # the ROI features' buffer in encoder and predictor
 
 
-def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
-    """Fixed sin-cos code of ``positions`` ``[M]``: ``[M, dim]``, all sines and then all cosines."""
+def sincos_1d(dim: int, positions: np.ndarray, code: str = "published") -> np.ndarray:
+    """Fixed sin-cos code of ``positions`` ``[M]``: ``[M, dim]``, all sines and then all cosines.
+
+    The h = dim / 2 frequencies are ``10000^(-k/h)``, of which most turn by less than a degree over
+    the handful of patches of a clip; with ``few_patches`` ``pi/2 * 8^(-k/h)``, periods from 4 to 32
+    patches (method 10).
+    """
     if dim % 2:
         raise ValueError(f"a sin-cos code needs an even width, got {dim}")
-    omega = 10000.0 ** (-np.arange(dim // 2) / (dim / 2))
+    if code not in TIME_CODES:
+        raise ValueError(f"time_code is '{code}'; allowed: {', '.join(TIME_CODES)}")
+    first, ratio = (np.pi / 2, 8.0) if code == "few_patches" else (1.0, 10000.0)
+    omega = first * ratio ** (-np.arange(dim // 2) / (dim / 2))
     angles = np.outer(positions, omega)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
@@ -48,6 +57,7 @@ class PositionEmbedding(nn.Module):
         grid: (R, P), ROIs and time patches per ROI.
         dim: width D of a token, a multiple of 4.
         n_features: G, unused by ``origin``.
+        time_code: frequencies of the time code, see :func:`sincos_1d`.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class PositionEmbedding(nn.Module):
         dim: int,
         n_features: int | None,
         add_w: str = "mapping",
+        time_code: str = "published",
     ) -> None:
         super().__init__()
         if dim % 4:
@@ -63,8 +74,8 @@ class PositionEmbedding(nn.Module):
         rois, patches = grid
         self.grid = grid
         self.half = dim // 2
-        time_code = sincos_1d(self.half, np.arange(patches))
-        self.register_buffer("emb_h", torch.from_numpy(np.tile(time_code, (rois, 1))))
+        of_patches = sincos_1d(self.half, np.arange(patches), time_code)
+        self.register_buffer("emb_h", torch.from_numpy(np.tile(of_patches, (rois, 1))))
         if add_w == "origin":
             roi_code = sincos_1d(self.half, np.arange(rois))
             self.register_buffer("emb_w", torch.from_numpy(np.repeat(roi_code, patches, axis=0)))

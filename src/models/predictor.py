@@ -35,6 +35,7 @@ class VisionTransformerPredictor(nn.Module):
         signal_patch_size: frames of a patch, for a ``signal_head`` that maps a target's features to
             its signal (method 11.4); unset: no such head, as published.
         attention_bias, bias_components: as in the encoder, with parameters of its own.
+        time_code: as in the encoder.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class VisionTransformerPredictor(nn.Module):
         signal_patch_size: int | None = None,
         attention_bias: str = "none",
         bias_components: int | None = None,
+        time_code: str = "published",
     ) -> None:
         super().__init__()
         rois, patches = num_patches_2d
@@ -71,7 +73,7 @@ class VisionTransformerPredictor(nn.Module):
         self.register_buffer(GRADIENTS, gradient_pos_embed)
         n_features = None if gradient_pos_embed is None else gradient_pos_embed.shape[-1]
         self.predictor_2dpe_proj = PositionEmbedding(
-            num_patches_2d, predictor_embed_dim, n_features, add_w
+            num_patches_2d, predictor_embed_dim, n_features, add_w, time_code
         )
         self.predictor_blocks = build_blocks(
             dim=predictor_embed_dim,

@@ -46,5 +46,6 @@ class PredictorSpec:
             init_scheme=self.encoder.init,
             attention_bias=self.encoder.attention_bias,
             bias_components=self.encoder.bias_components,
+            time_code=self.encoder.time_code,
             signal_patch_size=self.encoder.patch_size if self.signal_head else None,
         )

@@ -56,6 +56,7 @@ class VisionTransformer(nn.Module):
         patch_embed_std: standard deviation of the patch embedding's initial weights.
         attention_bias: ``none``, or ``gradient`` for an :class:`AttentionBias` of all blocks.
         bias_components: columns of the gradients that it measures distances in; all by default.
+        time_code: ``published`` or ``few_patches``, see :func:`src.models.pos_embed.sincos_1d`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class VisionTransformer(nn.Module):
         patch_embed_std: float = 0.02,
         attention_bias: str = "none",
         bias_components: int | None = None,
+        time_code: str = "published",
     ) -> None:
         super().__init__()
         rois, frames = img_size
@@ -98,7 +100,9 @@ class VisionTransformer(nn.Module):
         gradient_pos_embed = check_roi_features(gradient_pos_embed, rois, add_w)
         self.register_buffer(GRADIENTS, gradient_pos_embed)
         n_features = None if gradient_pos_embed is None else gradient_pos_embed.shape[-1]
-        self.pos_embed_proj = PositionEmbedding(self.num_patches_2d, embed_dim, n_features, add_w)
+        self.pos_embed_proj = PositionEmbedding(
+            self.num_patches_2d, embed_dim, n_features, add_w, time_code
+        )
         self.blocks = build_blocks(
             dim=embed_dim,
             depth=depth,

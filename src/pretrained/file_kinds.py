@@ -41,6 +41,7 @@ _NOT_IN_SHAPES = (
     "patch_embed_std",
     "attention_bias",
     "bias_components",
+    "time_code",
 )
 
 

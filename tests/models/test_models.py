@@ -1,6 +1,6 @@
 """Networks: shapes for any grid, masks, attention maps, initialisation, memory-saving options."""
 
-from math import cos, sin
+from math import cos, pi, sin
 
 import pytest
 import torch
@@ -270,18 +270,21 @@ def test_positions_span_minus_one_to_one_and_carry_gradient():
     assert encoder.pos_embed_proj.predictor_pos_embed_proj.weight.grad.abs().sum() > 0
 
 
-def test_time_and_roi_codes_by_hand():
+@pytest.mark.parametrize("time_code", ["published", "few_patches"])
+def test_time_and_roi_codes_by_hand(time_code):
     """Method 2: D / 4 frequencies, all sines, then all cosines; tokens are ROI-major."""
     rois, patches, dim = 3, 5, 16
-    positions = PositionEmbedding((rois, patches), dim, None, add_w="origin")(None)[0]
+    positions = PositionEmbedding((rois, patches), dim, None, "origin", time_code)(None)[0]
     assert positions.shape == (rois * patches, dim)
     for roi in range(rois):
         for patch in range(patches):
             token = positions[roi * patches + patch].tolist()
             omega = [10000.0 ** (-k / (dim / 4)) for k in range(dim // 4)]
-            expected = [
-                wave(place * w) for place in (patch, roi) for wave in (sin, cos) for w in omega
-            ]
+            in_time = omega
+            if time_code == "few_patches":  # method 10
+                in_time = [pi / 2 * 8 ** (-k / (dim / 4)) for k in range(dim // 4)]
+            expected = [wave(patch * w) for wave in (sin, cos) for w in in_time]
+            expected += [wave(roi * w) for wave in (sin, cos) for w in omega]
             assert token == pytest.approx(expected, abs=1e-6)
 
 

@@ -48,6 +48,12 @@ def test_a_checkpoint_says_that_it_has_one(run, pretrained, x):
     assert (plain(x) - pretrained.encoder(x)).abs().max() > 0.01
 
 
+def test_its_predictor_has_one_of_its_own(run):
+    predictor = load_pretrained(run, with_predictor=True).predictor
+    stored = read_latest(run)["predictor"]["module.attention_bias.transform"]
+    assert torch.equal(predictor.attention_bias.transform, stored)
+
+
 def test_copies_have_it(pretrained, x):
     copy = pretrained.trainable_copy(gradient_checkpointing=True)
     assert torch.equal(copy.eval()(x), pretrained.encoder(x))
