@@ -17,6 +17,7 @@ from .datasets.normalization import GlobalSignal, Method
 from .masks.batch import MaskMode
 from .masks.forecast import ForecastMasks
 from .masks.modes import MIXED, MODES
+from .masks.multiblock import MultiblockMasks
 from .masks.roi import RoiMasks
 from .masks.spatiotemporal import SpatiotemporalMasks
 from .models.encoder_spec import EncoderSpec
@@ -120,6 +121,10 @@ class MaskConfig:
     pred_mask_T_roi_scale: Range = SpatiotemporalMasks.pred_mask_T_roi_scale
     pred_mask_R_roi_scale: Range = SpatiotemporalMasks.pred_mask_R_roi_scale
     pred_mask_T_scale: Range = SpatiotemporalMasks.pred_mask_T_scale
+    multiblock_context_scale: Range = MultiblockMasks.multiblock_context_scale
+    multiblock_target_scale: Range = MultiblockMasks.multiblock_target_scale
+    multiblock_aspect_ratio: Range = MultiblockMasks.multiblock_aspect_ratio
+    multiblock_targets: Count = MultiblockMasks.multiblock_targets
     roi_visible_scale: Range = RoiMasks.roi_visible_scale
     roi_target_scale: Range = RoiMasks.roi_target_scale
     forecast_roi_scale: Range = ForecastMasks.forecast_roi_scale

@@ -8,6 +8,7 @@ import yaml
 
 from src.config import Config, config_from_dict, load_config
 from src.masks.forecast import ForecastMasks
+from src.masks.multiblock import MultiblockMasks
 from src.masks.roi import RoiMasks
 from src.masks.spatiotemporal import SpatiotemporalMasks
 from src.utils.errors import UserError
@@ -28,6 +29,7 @@ def test_shipped_configs_load_and_every_line_is_commented(path):
 def test_mask_defaults_are_those_of_the_modes():
     for mode, expected in {
         "spatiotemporal": [SpatiotemporalMasks(450, 10)],
+        "multiblock": [MultiblockMasks(450, 10)],
         "roi": [RoiMasks(450, 10)],
         "forecast": [ForecastMasks(450, 10)],
         "mixed": [RoiMasks(450, 10), ForecastMasks(450, 10)],
@@ -49,6 +51,16 @@ def test_mask_defaults_are_those_of_the_modes():
                 *("mask.roi_target_scale=[0.1, 0.5]", "mask.min_keep=9"),
             ],
             [RoiMasks(450, 10, (0.2, 0.3), (0.1, 0.5), min_keep=9)],
+        ),
+        (
+            [
+                *("meta.mask_mode=multiblock", "mask.multiblock_context_scale=[0.8, 0.9]"),
+                *("mask.multiblock_target_scale=[0.1, 0.2]", "mask.multiblock_targets=3"),
+                *("mask.multiblock_aspect_ratio=[0.5, 2]", "mask.allow_overlap=true"),
+            ],
+            [
+                MultiblockMasks(450, 10, (0.8, 0.9), (0.1, 0.2), (0.5, 2.0), 3, allow_overlap=True),
+            ],
         ),
         (
             [

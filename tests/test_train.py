@@ -92,6 +92,7 @@ def test_the_csv_has_the_columns_of_the_release_and_a_row_per_step(finished, dat
         ("roi", {(10 * 4, 6 * 4)}),  # of 26 ROIs x 4 patches: .4 and .25 of the ROIs
         ("forecast", {(13 * 3, 26)}),
         ("mixed", {(10 * 4, 6 * 4), (13 * 3, 26)}),
+        ("multiblock", None),
     ],
 )
 def test_every_mask_mode_trains_and_goes_on(mode, tokens, data, tmp_path, monkeypatch):
@@ -100,7 +101,8 @@ def test_every_mask_mode_trains_and_goes_on(mode, tokens, data, tmp_path, monkey
     with (tmp_path / "whole" / "jepa_r0.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
-    assert {(int(row["mask-A"]), int(row["mask-B"])) for row in rows} == tokens
+    drawn = {(int(row["mask-A"]), int(row["mask-B"])) for row in rows}
+    assert drawn == tokens if tokens else len(drawn) > 1
     assert all(0 < float(row["loss"]) < 2 for row in rows)
     assert np.isfinite(float(rows[-1]["r2"]))
     assert (tmp_path / "whole" / "masks.png").stat().st_size > 0

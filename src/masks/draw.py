@@ -18,6 +18,7 @@ BLOCK_COLORS = {  # in the order in which blocks are painted over each other
     "alpha": "#ee9933",
     "beta": "#44aa77",
     "gamma": "#aa5599",
+    "target": "#cc6677",
 }
 BLOCK_NAMES = {
     "unused": "in no block",
@@ -25,8 +26,9 @@ BLOCK_NAMES = {
     "alpha": r"$\alpha$  Cross-ROI",
     "beta": r"$\beta$  Cross-Time",
     "gamma": r"$\gamma$  Double-Cross",
+    "target": "target blocks",
 }
-UNUSED, CONTEXT, ALPHA, BETA, GAMMA = range(len(BLOCK_COLORS))
+UNUSED, CONTEXT, ALPHA, BETA, GAMMA, TARGET = range(len(BLOCK_COLORS))
 
 
 def block_grid(masks: MaskBatch, sample: int, grid: tuple[int, int]) -> np.ndarray:
@@ -43,8 +45,11 @@ def rows_by_block(codes: np.ndarray) -> np.ndarray:
     """An order of the ROIs that brings together the rows of every block of ``block_grid``: ``[R]``.
 
     Context, alpha, beta in each margin and gamma in the right one are in one piece each. Gamma in
-    the left margin can be in two: no order serves it, gamma on the right and alpha at once.
+    the left margin can be in two: no order serves it, gamma on the right and alpha at once. Blocks
+    of neighbouring ROIs (mode multiblock) lie together in the atlas's order, which they keep.
     """
+    if (codes == TARGET).any():
+        return np.arange(len(codes))
     middle = codes.shape[1] // 2
     left, right = (
         np.isin(side, (BETA, GAMMA)).any(axis=1) for side in (codes[:, :middle], codes[:, middle:])
@@ -58,6 +63,8 @@ def rows_by_block(codes: np.ndarray) -> np.ndarray:
 def draw_masks(batches: Sequence[MaskBatch], grid: tuple[int, int], path: str | Path) -> None:
     """Draw the masks of every sample: ROIs in the atlas's order above, rearranged by block below.
 
+    Where the atlas's order keeps the blocks of all samples together, it stands alone.
+
     Args:
         batches: what the collator's ``sample`` returns, of one step or, to show how sizes vary, of
             several.
@@ -66,18 +73,24 @@ def draw_masks(batches: Sequence[MaskBatch], grid: tuple[int, int], path: str | 
     """
     samples = [(masks, i) for masks in batches for i in range(len(masks.context))]
     shown = [block_grid(masks, i, grid) for masks, i in samples]
-    figure = Figure(figsize=(1 + 1.7 * len(samples), 7.6), dpi=150, layout="constrained")
-    panels = figure.subplots(2, len(samples), sharex=True, sharey="row", squeeze=False)
-    for column, (masks, _), codes in zip(panels.T, samples, shown, strict=True):
+    rearranged = [codes[rows_by_block(codes)] for codes in shown]
+    rows = {"ROI, in the atlas's order": shown, "ROIs rearranged by block": rearranged}
+    if all(map(np.array_equal, shown, rearranged)):
+        rows.popitem()
+    figure = Figure(
+        figsize=(1 + 1.7 * len(samples), 1.4 + 3.1 * len(rows)), dpi=150, layout="constrained"
+    )
+    panels = figure.subplots(len(rows), len(samples), sharex=True, sharey="row", squeeze=False)
+    for line, (name, grids) in zip(panels, rows.items(), strict=True):
+        line[0].set_ylabel(name, fontsize=9)
+        for axes, codes in zip(line, grids, strict=True):
+            paint_blocks(axes, codes)
+            if grids is rearranged:
+                axes.set_yticks([])
+    for axes, (masks, _), codes in zip(panels[0], samples, shown, strict=True):
         context = np.count_nonzero(codes == CONTEXT)
-        paint_blocks(column[0], codes)
-        paint_blocks(column[1], codes[rows_by_block(codes)])
         title = f"{context} context\n{masks.targets.shape[1]} targets"
-        column[0].set_title(title, fontsize=8, linespacing=1.3)
-    panels[0, 0].set_ylabel("ROI, in the atlas's order", fontsize=9)
-    panels[1, 0].set_ylabel("ROIs rearranged by block", fontsize=9)
-    for axes in panels[1]:
-        axes.set_yticks([])
+        axes.set_title(title, fontsize=8, linespacing=1.3)
     figure.supxlabel("patch (time)", fontsize=9)
     present = set(np.unique(shown).tolist())
     handles = [

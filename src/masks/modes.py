@@ -2,11 +2,13 @@
 
 from .batch import MaskMode
 from .forecast import ForecastMasks
+from .multiblock import MultiblockMasks
 from .roi import RoiMasks
 from .spatiotemporal import SpatiotemporalMasks
 
 MODES: dict[str, type[MaskMode]] = {
     "spatiotemporal": SpatiotemporalMasks,
+    "multiblock": MultiblockMasks,
     "roi": RoiMasks,
     "forecast": ForecastMasks,
 }

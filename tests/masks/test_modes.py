@@ -17,6 +17,7 @@ from tests.masks.conftest import Uniform, numbered, on_grid, parts
 GRIDS = [(450, 10), (122, 4), (94, 10), (31, 3), (20, 2)]  # ROIs, patches
 VARIED = {  # fractions that leave something to be drawn
     "spatiotemporal": {},
+    "multiblock": {},
     "roi": {"roi_visible_scale": (0.2, 0.6), "roi_target_scale": (0.1, 0.4)},
     "forecast": {"forecast_roi_scale": (0.3, 1.0)},
 }
