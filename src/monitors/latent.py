@@ -197,7 +197,7 @@ class _MaskSums:
 def fixed_masks(config: Config) -> list[tuple[Tensor, Tensor]]:
     """The same few masks at every measurement, other than the training's."""
     collator = init_collator(config, seed=config.meta.seed + 1)
-    drawn = collator.examples(max(N_MASKS, len(config.make_mask_modes())))
+    drawn = collator.examples(N_MASKS)
     return [(torch.from_numpy(m.context[0]), torch.from_numpy(m.targets[0])) for m in drawn]
 
 
