@@ -22,8 +22,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from downstream_tasks import main_finetune, main_fingerprint, main_linearprobe
-from downstream_tasks.config import DownstreamConfig, Protocol
+from downstream_tasks import main_finetune, main_fingerprint, main_linearprobe, main_signal
+from downstream_tasks.config import SIGNAL_PROTOCOLS, DownstreamConfig, Protocol
 from downstream_tasks.features import embed
 from downstream_tasks.release import PROTOCOL_ALIASES, absent_switches
 from downstream_tasks.report import compare
@@ -240,6 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = main_finetune.run(config, devices, flags["evaluate"], flags["resume"])
     elif config.protocol == "fingerprint":
         results = main_fingerprint.run(config, devices[0], flags["evaluate"])
+    elif config.protocol in SIGNAL_PROTOCOLS:
+        results = main_signal.run(config, devices[0], flags["evaluate"])
     else:
         results = main_linearprobe.run(config, devices[0], flags["evaluate"])
     if results is not None:

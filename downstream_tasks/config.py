@@ -38,8 +38,18 @@ TrainSize = Annotated[
 BelowOne = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
 
 Protocol = Literal[
-    "fine_tune", "linear_probe", "attentive_probe", "logistic", "ridge", "cox", "knn", "fingerprint"
+    "fine_tune",
+    "linear_probe",
+    "attentive_probe",
+    "logistic",
+    "ridge",
+    "cox",
+    "knn",
+    "fingerprint",
+    "imputation",
+    "forecast",
 ]
+SIGNAL_PROTOCOLS = ("imputation", "forecast")
 
 
 @dataclass
@@ -266,6 +276,29 @@ class FingerprintConfig:
 
 
 @dataclass
+class SignalConfig:
+    """What is hidden, and what its prediction is compared with (imputation, forecast)."""
+
+    hidden: Literal["random", "networks", "hemisphere"] = "random"  # imputation: which ROIs
+    fraction: Annotated[float, Limit("between 0 and 1", lambda x: 0 < x < 1)] = 0.5  # of the ROIs
+    draws: Count = 3  # imputation: of random ROIs or networks; clips take turns
+    frames: Count | None = None  # forecast: the last frames, whole patches; unset: one patch
+    folds: Annotated[int, at_least(2)] = 5  # of the training people, for every choice
+    baselines: tuple[str, ...] | None = None  # of signal/baselines.py; unset: all of the protocol
+    # Of these: those whose predictions the features are stacked on; unset: all that are fitted, but
+    # for one kernel.
+    stack: tuple[str, ...] | None = None
+    untrained_seeds: Count = 3  # untrained copies, whose mean is the row
+    # Input, of models and baselines alike: as the checkpoint takes it (or data.global_signal), and
+    # with the global signal kept or removed. A section of the table for each.
+    global_signal: Annotated[tuple[Literal["as_trained", "keep", "remove"], ...], NOT_EMPTY] = (
+        "as_trained",
+    )
+    mlp_samples: Count = 50_000  # hidden patches of the training people that the MLP is trained on
+    mlp_epochs: Count = 30  # at most; validation people stop it
+
+
+@dataclass
 class PublishedConfig:
     """What the paper reports for this task (method 7), shown beside the results."""
 
@@ -291,6 +324,7 @@ class DownstreamConfig:
     attentive_probe: AttentiveProbeConfig = field(default_factory=AttentiveProbeConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     fingerprint: FingerprintConfig = field(default_factory=FingerprintConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     published: PublishedConfig = field(default_factory=PublishedConfig)
 
     @property

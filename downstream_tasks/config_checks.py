@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from downstream_tasks.config import DownstreamConfig
+from downstream_tasks.config import SIGNAL_PROTOCOLS, DownstreamConfig
 from downstream_tasks.features.registry import REGISTRY, explain_names, names_of
 from downstream_tasks.scoring.metrics import main_metric_names
 from src.utils.errors import UserError, nearest
@@ -18,7 +18,8 @@ def task_from_dict(values: Mapping[str, Any], where: str) -> DownstreamConfig:
             f"{where}: data.data_path is missing: the data-set folder to evaluate on. A file of "
             "settings alone is laid over a task: --data_make_fn hca_sex --config FILE."
         )
-    if not config.data.target and config.protocol != "fingerprint":
+    without_target = ("fingerprint", *SIGNAL_PROTOCOLS)
+    if not config.data.target and config.protocol not in without_target:
         raise UserError(f"{where}: data.target is missing: the column to predict.")
     check_relations(config, _relations(config), where)
     return config

@@ -22,7 +22,7 @@ FLOORS = (  # each imports from those before it; rooms of one floor not from eac
     ("src.train",),
 )
 # Rooms of the evaluation, each importing from those before it only; files at the door from any.
-EVALUATION_ROOMS = ("scoring", "cohort", "features", "heads", "report", "studies")
+EVALUATION_ROOMS = ("scoring", "cohort", "features", "heads", "report", "signal", "studies")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -185,22 +185,7 @@ def load_cohort(
             or of other classes than stated; a target that differs between runs of one person scored
             as a whole; no one left.
     """
-    keep = folder.rows(bad_rois="exclude" if clip_input.bad_rois == "exclude" else "keep")
-    runs = folder.runs.assign(row=np.arange(len(folder.runs)), start=-1)
-    dropped = {"runs with bad ROIs": _run_names(runs.loc[folder.rows()].drop(index=keep))}
-    runs = runs.loc[keep]
-    if config.runs:
-        if unknown := sorted(set(config.runs) - set(runs["run"])):
-            there = sorted(set(runs["run"]))
-            raise UserError(
-                f"{folder.path / 'participants.tsv'} has no run '{unknown[0]}' (data.runs)."
-                f" It has: {', '.join(there)}."
-            )
-        runs = runs[runs["run"].isin(config.runs)]
-    if clip_input.short_runs == "skip":
-        short = runs["frames"] < clip_input.frames_needed(runs["tr"].to_numpy())
-        dropped["runs too short for a clip"] = _run_names(runs[short])
-        runs = runs[~short]
+    runs, dropped = usable_runs(folder, config, clip_input)
     where = f"{folder.path / 'participants.tsv'}"
     if config.unit == "event":
         where = str(folder.path / EVENTS_FILE)
@@ -256,6 +241,33 @@ def load_cohort(
     together = tuple(key for key in disjoint if key in table)
     survival = config.type == "survival"
     return Cohort(examples, y, classes, unit_frame, dropped, table, together, survival)
+
+
+def usable_runs(
+    folder: DataFolder, config: DataConfig, clip_input: ClipInput
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """The runs of a folder that clips can be taken of, with ``row`` and ``start``, and the others.
+
+    Raises:
+        UserError: if ``data.runs`` names one that is not there.
+    """
+    keep = folder.rows(bad_rois="exclude" if clip_input.bad_rois == "exclude" else "keep")
+    runs = folder.runs.assign(row=np.arange(len(folder.runs)), start=-1)
+    dropped = {"runs with bad ROIs": _run_names(runs.loc[folder.rows()].drop(index=keep))}
+    runs = runs.loc[keep]
+    if config.runs:
+        if unknown := sorted(set(config.runs) - set(runs["run"])):
+            there = sorted(set(runs["run"]))
+            raise UserError(
+                f"{folder.path / 'participants.tsv'} has no run '{unknown[0]}' (data.runs)."
+                f" It has: {', '.join(there)}."
+            )
+        runs = runs[runs["run"].isin(config.runs)]
+    if clip_input.short_runs == "skip":
+        short = runs["frames"] < clip_input.frames_needed(runs["tr"].to_numpy())
+        dropped["runs too short for a clip"] = _run_names(runs[short])
+        runs = runs[~short]
+    return runs, dropped
 
 
 def class_label(value: object) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 # Of earlier runs with more seeds, or other folds, files would stay that look like this run's.
 _FILES = re.compile(
     r"config\.yaml|revision\.txt|results\.(json|md)|table\.tsv|figure\.(png|svg)|predictions\.tsv"
-    r"|metrics\.jsonl|learning_curve\.(tsv|png)"
+    r"|(people|rois|networks)\.csv|metrics\.jsonl|learning_curve\.(tsv|png)"
     r"|split_seed\d+(_fold\d+)?\.tsv|head_seed\d+(_fold\d+)?\.safetensors"
 )
 _EVENTS = "events.out.tfevents.*"  # TensorBoard's

@@ -120,6 +120,13 @@ def _describe_data(results: Results) -> str:
 
 
 def _legend(results: Results) -> str:
+    if results.type == "signal":
+        return (
+            "Mean (SD) over test people, and its 95 % t interval over them (families): what other "
+            "test people might give. R2: 1 - SSE / SST over all hidden values of a person, SST "
+            "about the training mean of each ROI. Paired comparisons are over people: p by sign "
+            "flips, and adjusted for all comparisons of this table (Holm)."
+        )
     text = "Mean over runs (SD where they differ). The interval is over people (families, sites): "
     if results.design != "one_split":
         text += "what other splits of such people might give (corrected for the people they share)."
@@ -186,18 +193,26 @@ def _verdict(results: Results) -> str:
 def _comparisons(results: Results) -> str:
     """The comparisons that do not stand in the table, whose reference is FC."""
     fc = results.fc
+    shown = [c for c in results.comparisons if fc is None or c.reference != fc.label]
     lines = [
         [
             f"{c.method} - {c.reference}",
             f"{METRIC_TITLES[c.metric]} {c.difference:+.3f}",
             interval_text(c.interval),
-            "n/a" if _undefined(c.p) else f"{c.p:.3f}",
+            _p_text(c.p),
         ]
-        for c in results.comparisons
-        if fc is None or c.reference != fc.label
+        for c in shown
     ]
     header = ["Paired comparison", "Difference", "95 % interval", "p"]
+    if any(c.n_gain is not None for c in shown):
+        header += ["p (Holm)", "People who gain"]
+        for line, c in zip(lines, shown, strict=True):
+            line += [_p_text(c.p_adjusted), f"{c.n_gain} of {c.n_people}"]
     return markdown_table(header, lines) if lines else ""
+
+
+def _p_text(p: float) -> str:
+    return "n/a" if _undefined(p) else f"{p:.3f}" if p >= 0.001 else "below .001"
 
 
 def _finding(results: Results, model: MethodResult, row: MethodResult, name: str) -> str:

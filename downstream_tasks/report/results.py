@@ -88,7 +88,8 @@ class Comparison:
     """The paired difference of two methods on the same test people: ``method`` - ``reference``.
 
     Both are labels of rows (:attr:`MethodResult.label`). ``p`` is NaN where no test fits the design
-    of the runs; ``test`` names the one that was made.
+    of the runs; ``test`` names the one that was made. Where every person has a score of their own,
+    ``p_adjusted`` is Holm's over all comparisons, and ``n_gain`` of ``n_people`` people gain.
     """
 
     method: str
@@ -98,6 +99,9 @@ class Comparison:
     interval: tuple[float, float]
     p: float = math.nan
     test: str = ""
+    p_adjusted: float = math.nan
+    n_gain: int | None = None
+    n_people: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class Results:
     """Everything that an evaluation found.
 
     Attributes:
-        type: classification, regression or fingerprint.
+        type: classification, regression, survival, fingerprint, or signal (hidden values).
         unit: what gets one score: person, run or event.
         main_metric: selects settings, and is compared between methods.
         design: what the runs are to each other (:class:`scoring.design.Design`).
@@ -205,7 +209,7 @@ class Results:
 
     task: str
     protocol: str
-    type: Literal["classification", "regression", "survival", "fingerprint"]
+    type: Literal["classification", "regression", "survival", "fingerprint", "signal"]
     target: str
     unit: str
     metrics: tuple[str, ...]
