@@ -23,6 +23,7 @@ from .masks.spatiotemporal import SpatiotemporalMasks
 from .models.encoder_spec import EncoderSpec
 from .models.objective import Kind, Loss, Objective, Targets
 from .models.predictor_spec import PredictorSpec
+from .models.regularizers import Regularizer
 from .models.vision_transformer import SIZES
 from .utils.errors import UserError
 from .utils.yaml_config import (
@@ -154,6 +155,8 @@ class MetaConfig:
     signal_weight: Positive = Objective.signal_weight  # of the signal's error in hybrid
     loss: Loss = Objective.loss  # of the latent prediction
     targets: Targets = Objective.targets
+    regularizer: Regularizer = Objective.regularizer
+    regularizer_weight: Positive = Objective.regularizer_weight
     load_checkpoint: bool = False
     read_checkpoint: str | None = None  # in logging.folder, or a path; unset: the latest
     init_from: str | None = None  # checkpoint whose weights a new run begins with
@@ -269,6 +272,9 @@ class Config:
             signal_weight=meta.signal_weight,
             loss=meta.loss,
             targets=meta.targets,
+            regularizer=meta.regularizer,
+            regularizer_weight=meta.regularizer_weight,
+            seed=meta.seed,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -388,6 +394,18 @@ def _relations(config: Config) -> Iterator[Relation]:
             f"meta.{key}",
             f"{published} beside meta.objective {meta.objective}, which predicts no latents",
         )
+    published = Objective.regularizer_weight
+    yield Relation(
+        meta.regularizer != "none" or meta.regularizer_weight == published,
+        "meta.regularizer_weight",
+        f"{published} beside meta.regularizer none",
+    )
+    yield Relation(
+        meta.regularizer == "none" or data.batch_size > 1,
+        "data.batch_size",
+        f"2 or more beside meta.regularizer {meta.regularizer}, which compares the clips of a "
+        "micro-batch",
+    )
     epochs = config.optimization.epochs
     yield Relation(
         config.optimization.warmup <= epochs, "optimization.warmup", f"0 to epochs ({epochs})"

@@ -198,7 +198,7 @@ def train_step(
         )
         with nullcontext() if micro == accumulation_steps else networks.no_sync():
             with precision():
-                loss, loss_parts = networks.loss(x, masks_enc, masks_pred)
+                loss, loss_parts = networks.loss(x, masks_enc, masks_pred, step)
             (loss / accumulation_steps).backward()
         losses.append(loss.detach())
         parts.append(loss_parts)

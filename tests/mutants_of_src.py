@@ -893,6 +893,27 @@ ROWS = [
         "method 11.4: a head without a gradient is not waited for",
     ),
     (
+        "src/models/regularizers.py",
+        "deviation = flat - sums[tokens] / count[:, None]",
+        "deviation = flat - flat.mean(0)",
+        "tests/models/test_regularizers.py::test_a_collapsed_batch_is_pushed_apart_and_positions_are_left_alone",
+        "method 11.4: positions do not pass for variance between clips",
+    ),
+    (
+        "src/models/regularizers.py",
+        "width[-1] = STEP",
+        "pass",
+        "tests/models/test_regularizers.py::test_sigreg_is_the_integral_in_closed_form",
+        "method 11.4: the integral of SIGReg",
+    ),
+    (
+        "src/models/jepa.py",
+        "self.encoder.embed_dim, self.objective.seed, step, x.device",
+        "self.encoder.embed_dim, self.objective.seed, 0, x.device",
+        "tests/test_objective.py::test_a_regularizer_sees_the_context_features_and_sigreg_the_directions_of_the_step",
+        "method 11.4: directions are drawn anew in every step",
+    ),
+    (
         "src/models/centered_targets.py",
         ".clamp(min=RATE) * (count > 0)",
         ".clamp(min=RATE)",

@@ -12,6 +12,7 @@ from src import train
 from src.config import Config
 from src.helper import init_model, init_opt, load_weights
 from src.models.jepa import Networks, jepa_targets
+from src.models.regularizers import between_clips, draw_directions, sigreg, vicreg
 from src.pretrained.load import load_pretrained
 from src.utils.checkpoint import NETWORKS, network_state, save_checkpoint
 from src.utils.distributed import Ranks, launch
@@ -163,6 +164,25 @@ def test_centred_targets_are_those_of_the_steps_before():
         assert networks.centering.updates.sum() > centering.updates.sum()
 
 
+@pytest.mark.parametrize("regularizer", ["vicreg", "sigreg"])
+def test_a_regularizer_sees_the_context_features_and_sigreg_the_directions_of_the_step(regularizer):
+    config = config_of(f"meta.regularizer={regularizer}", "meta.seed=3")
+    networks, step = networks_of(config), 5
+    expected = []
+    for batch, (context,), _ in micro_batches(step, accumulation=2):
+        seen = networks.encoder(batch["fmri"], context)
+        of_batch = between_clips(seen, context, ROIS * FRAMES // PATCH)
+        if regularizer == "vicreg":
+            expected.append(vicreg(*of_batch))
+        else:
+            drawn = draw_directions(seen.shape[-1], seed=3, step=step, device=CPU)
+            expected.append(sigreg(*of_batch, drawn))
+    record, given = take_step(networks, config, step)
+    found = record.parts["loss_regularizer"]
+    torch.testing.assert_close(found, torch.stack(expected).mean().detach())
+    assert all(gradient.isfinite().all() for gradient in given.values())
+
+
 def test_a_large_gradient_is_scaled_to_the_norm_asked_for_and_logged_as_it_was():
     free, free_gradients = take_step(networks_of(config_of()), config_of())
     largest = 0.5 * free.grad_norm.item()
@@ -235,6 +255,13 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 RUNS = {
     "mae": (MAE,),
     "hybrid": (HYBRID, CENTERED, "meta.loss=mse", "optimization.clip_grad=0.1"),
+    "vicreg": ("meta.regularizer=vicreg", "meta.regularizer_weight=0.5"),
+    "sigreg": (MAE, "meta.regularizer=sigreg"),
+}
+PARTS = {
+    "hybrid": {"loss_latent": 1.0, "loss_signal": 1.0},
+    "vicreg": {"loss_latent": 1.0, "loss_regularizer": 0.5},
+    "sigreg": {"loss_signal": 1.0, "loss_regularizer": 1.0},
 }
 
 
@@ -263,23 +290,46 @@ def test_the_parts_of_a_loss_have_columns_where_there_are_several(run):
     with (folder / "jepa_r0.csv").open() as file:
         rows = list(csv.DictReader(file))
     named = [column for column in rows[0] if column.startswith("loss_")]
-    assert named == (["loss_latent", "loss_signal"] if name == "hybrid" else [])
+    weights = PARTS.get(name, {})
+    assert named == list(weights)
     for row in rows:
         if named:
-            total = float(row["loss_latent"]) + float(row["loss_signal"])
+            total = sum(weight * float(row[part]) for part, weight in weights.items())
             assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
         assert float(row["loss"]) > 0
 
 
 def test_the_target_encoder_follows_and_is_what_the_evaluation_loads(run):
-    _, folder = run
+    name, folder = run
     state = read_latest(folder)
-    name = "module.patch_embed.proj.weight"
-    assert not torch.equal(state["encoder"][name], state["target_encoder"][name])
+    weight = "module.patch_embed.proj.weight"
+    assert not torch.equal(state["encoder"][weight], state["target_encoder"][weight])
     pretrained = load_pretrained(folder / "jepa-latest.pth.tar")
     own = pretrained.encoder.patch_embed.proj.weight
-    assert torch.equal(own, state["target_encoder"][name])
-    assert "module.signal_head.weight" in state["predictor"]
+    assert torch.equal(own, state["target_encoder"][weight])
+    assert ("module.signal_head.weight" in state["predictor"]) is (name != "vicreg")
+
+
+def test_a_recipe_that_collapses_does_not_with_a_regularizer(data, tmp_path):
+    """A target encoder that follows at once, and a large learning rate."""
+    recipe = (
+        "optimization.epochs=30",
+        "optimization.warmup=2",
+        "optimization.lr=0.003",
+        "optimization.ema=[0.5,0.5]",
+        "meta.accumulation_steps=1",
+        "data.batch_size=4",
+        "logging.monitor_every=100",
+        "logging.monitor_clips=8",
+    )
+    left = {}
+    for name in ("none", "vicreg", "sigreg"):
+        config = tiny_config(data, tmp_path / name, *recipe, f"meta.regularizer={name}")
+        monitors = train_here(config)["monitors"]
+        left[name] = monitors["last"]["variance"] / monitors["first"]["variance"]
+    assert left["none"] < 0.2
+    assert left["vicreg"] > 0.8
+    assert left["sigreg"] > 0.8
 
 
 @pytest.mark.parametrize(
@@ -289,6 +339,7 @@ def test_the_target_encoder_follows_and_is_what_the_evaluation_loads(run):
         "meta.signal_weight=2.0",
         "meta.loss=mse",
         CENTERED,
+        "meta.regularizer=sigreg",
         "optimization.clip_grad=1",
     ],
 )
@@ -310,6 +361,14 @@ def test_a_run_goes_on_with_its_own_objective_only(data, tmp_path, override):
         ([MAE, "meta.signal_weight=2"], r"meta\.signal_weight is 2\.0"),
         ([MAE, "meta.loss=mse"], r"meta\.loss is 'mse'; allowed: smooth_l1 beside .* mae"),
         ([MAE, CENTERED], r"meta\.targets is 'centered'; allowed: layernorm beside .* mae"),
+        (
+            ["meta.regularizer_weight=2"],
+            r"regularizer_weight is 2\.0; allowed: 1\.0 beside",
+        ),
+        (
+            ["meta.regularizer=vicreg", "data.batch_size=1"],
+            r"data\.batch_size is 1; allowed: 2 or more beside meta\.regularizer vicreg",
+        ),
         (["optimization.clip_grad=0"], r"optimization\.clip_grad is 0"),
     ],
 )

@@ -11,6 +11,7 @@ from ..utils.data_parallel import clear_gradients, data_parallel, no_sync
 from ..utils.distributed import Ranks
 from .centered_targets import CenteredTargets
 from .objective import PUBLISHED, Objective, hidden_signal
+from .regularizers import between_clips, draw_directions, sigreg, vicreg
 
 
 @torch.no_grad()
@@ -33,43 +34,7 @@ def jepa_loss(
     masks_pred: Tensor,
 ) -> Tensor:
     """The published loss: smooth-L1 between prediction and target, over tokens and features."""
-    losses = loss_parts(PUBLISHED, encoder, target_encoder, predictor, x, masks_enc, masks_pred)
-    return losses["latent"]
-
-
-def loss_parts(
-    objective: Objective,
-    encoder: nn.Module,
-    target_encoder: nn.Module,
-    predictor: nn.Module,
-    x: Tensor,
-    masks_enc: Tensor,
-    masks_pred: Tensor,
-    centering: CenteredTargets | None = None,
-) -> dict[str, Tensor]:
-    """Parts of the loss of ``objective`` by their names, before they are weighted.
-
-    The signal's error is the mean squared error over the hidden frames, in the units of ``x``.
-
-    Args:
-        x: ``[B, 1, R, T]`` normalised runs.
-        masks_enc: LongTensor ``[B, K]``, the context tokens.
-        masks_pred: LongTensor ``[B, Q]``, the target tokens.
-        centering: of the targets, where the objective has these centred.
-    """
-    if objective.latent:  # first: what it needs is free again before activations are kept
-        target = jepa_targets(target_encoder, x, masks_pred)
-        if centering is not None:
-            target = centering(target, masks_pred)
-    parts = {}
-    features = predictor.features(encoder(x, masks_enc), masks_enc, masks_pred)
-    if objective.latent:
-        prediction = predictor.predictor_proj(features)
-        parts["latent"] = objective.latent_error(prediction, target)
-    if objective.signal:
-        signal = predictor.signal_head(features)
-        parts["signal"] = F.mse_loss(signal, hidden_signal(x, masks_pred, signal.shape[-1]))
-    return parts
+    return Networks(encoder, predictor, target_encoder).loss(x, masks_enc, masks_pred)[0]
 
 
 @torch.no_grad()
@@ -120,13 +85,22 @@ class Networks:
         self._distributed = ranks.world_size > 1
 
     def loss(
-        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor
+        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor, step: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of these networks, and its parts by their columns where it has several.
 
-        Arguments are those of :func:`loss_parts`.
+        Args:
+            x: ``[B, 1, R, T]`` normalised runs.
+            masks_enc: LongTensor ``[B, K]``, the context tokens.
+            masks_pred: LongTensor ``[B, Q]``, the target tokens.
+            step: the optimizer step, which random directions of a regularizer depend on.
         """
-        return self._loss(x, masks_enc, masks_pred)
+        directions = None
+        if self.objective.regularizer == "sigreg":
+            directions = draw_directions(
+                self.encoder.embed_dim, self.objective.seed, step, x.device
+            )
+        return self._loss(x, masks_enc, masks_pred, directions)
 
     def no_sync(self) -> AbstractContextManager:
         """Context of a micro-step whose gradients are exchanged later (method 8.11)."""
@@ -167,17 +141,42 @@ class _Loss(nn.Module):
         self.objective, self.centering = objective, centering
 
     def forward(
-        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor
+        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor, directions: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = loss_parts(
-            self.objective,
-            self.encoder,
-            self.target_encoder,
-            self.predictor,
-            x,
-            masks_enc,
-            masks_pred,
-            self.centering,
-        )
+        parts = self.parts(x, masks_enc, masks_pred, directions)
         logged = zip(self.objective.logged, parts.values(), strict=False)
         return self.objective.total(parts), {name: part.detach() for name, part in logged}
+
+    def parts(
+        self, x: Tensor, masks_enc: Tensor, masks_pred: Tensor, directions: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Parts of the loss by their names, before they are weighted.
+
+        The signal's error is the mean squared error over the hidden frames, in the units of ``x``.
+        """
+        objective = self.objective
+        if objective.latent:  # first: what it needs is free again before activations are kept
+            target = jepa_targets(self.target_encoder, x, masks_pred)
+            if self.centering is not None:
+                target = self.centering(target, masks_pred)
+        parts = {}
+        seen = self.encoder(x, masks_enc)
+        features = self.predictor.features(seen, masks_enc, masks_pred)
+        if objective.latent:
+            prediction = self.predictor.predictor_proj(features)
+            parts["latent"] = objective.latent_error(prediction, target)
+        if objective.signal:
+            signal = self.predictor.signal_head(features)
+            parts["signal"] = F.mse_loss(signal, hidden_signal(x, masks_pred, signal.shape[-1]))
+        if objective.regularizer != "none":
+            parts["regularizer"] = self.penalty(seen, masks_enc, directions)
+        return parts
+
+    def penalty(self, seen: Tensor, masks_enc: Tensor, directions: Tensor | None) -> Tensor:
+        """The regularizer of context features ``seen`` ``[B, K, D]``, in float32 or better."""
+        with torch.autocast(seen.device.type, enabled=False):
+            seen = seen.to(torch.promote_types(seen.dtype, torch.float32))
+            deviation, shared = between_clips(seen, masks_enc, self.encoder.num_patches)
+            if directions is None:
+                return vicreg(deviation, shared)
+            return sigreg(deviation, shared, directions)

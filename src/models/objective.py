@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import apply_masks
+from .regularizers import Regularizer
 
 Kind = Literal["jepa", "mae", "hybrid"]
 Loss = Literal["smooth_l1", "mse"]
@@ -24,12 +25,18 @@ class Objective:
         loss: error of the latent prediction: ``smooth_l1`` (beta 1) or ``mse``.
         targets: the target encoder's output under a ``layernorm``, or that ``centered`` by
             :class:`src.models.centered_targets.CenteredTargets`.
+        regularizer: penalty on context features that do not differ between clips.
+        regularizer_weight: of it, beside the other parts.
+        seed: of the random directions of ``sigreg``, with the step.
     """
 
     kind: Kind = "jepa"
     signal_weight: float = 1.0
     loss: Loss = "smooth_l1"
     targets: Targets = "layernorm"
+    regularizer: Regularizer = "none"
+    regularizer_weight: float = 1.0
+    seed: int = 0
 
     @property
     def latent(self) -> bool:
@@ -49,6 +56,8 @@ class Objective:
             weights["latent"] = 1.0
         if self.signal:
             weights["signal"] = self.signal_weight if self.latent else 1.0
+        if self.regularizer != "none":
+            weights["regularizer"] = self.regularizer_weight
         return weights
 
     @property
