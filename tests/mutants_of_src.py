@@ -866,8 +866,8 @@ ROWS = [
     ),
     (
         "src/models/jepa.py",
-        "target = jepa_targets(target_encoder, x, masks_pred)",
-        "target = jepa_targets(target_encoder, x, masks_enc)",
+        "target = jepa_targets(self.target_encoder, x, masks_pred)",
+        "target = jepa_targets(self.target_encoder, x, masks_enc)",
         "tests/models/test_models.py::test_loss_and_gradients_are_those_of_targets_everywhere",
         "method 5: targets are at the target tokens",
     ),
