@@ -273,6 +273,15 @@ class FingerprintConfig:
 
     column: Literal["run", "session"] = "run"
     pair: tuple[str, str] = ("01", "02")
+    people: Literal["all", "test"] = "all"  # with both runs; test: of the folder's split alone
+    # Features of the evaluation.clips clips of a run are averaged; apart: each clip names its
+    # person by itself, and what is averaged are the scores of all pairs of a clip and a clip of the
+    # other run.
+    clips: Literal["together", "apart"] = "together"
+    # identification: whose other run is most like it; same_person_auc: how often a pair of runs of
+    # one person is more alike than a pair of two.
+    metric: Literal["identification", "same_person_auc"] = "identification"
+    untrained_seeds: Count = 1  # networks whose scores the row of the untrained encoder averages
 
 
 @dataclass
@@ -344,6 +353,17 @@ class DownstreamConfig:
         """Whether something is chosen on validation people: an epoch, or a setting of a head."""
         by_gradient = ("fine_tune", "linear_probe", "attentive_probe")
         return self.protocol in by_gradient or self.heads.selection == "valid"
+
+    @property
+    def grid(self) -> tuple[str, tuple[float, ...]]:
+        """Setting of the protocol's scikit-learn head, and the values that it may have."""
+        heads = self.heads
+        grids = {
+            "logistic": ("C", heads.C),
+            "ridge": ("alpha", heads.alpha),
+            "cox": ("alpha", heads.cox_alpha),
+        }
+        return grids.get(self.protocol, ("n_neighbors", heads.n_neighbors))
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -150,8 +150,7 @@ def _of_studies(config: DownstreamConfig) -> Iterator[Relation]:
 def _of_few_shot(config: DownstreamConfig) -> Iterator[Relation]:
     """Few labelled events, and settings that nothing is chosen by."""
     evaluation, heads, split = config.evaluation, config.heads, config.split
-    values = {"logistic": heads.C, "ridge": heads.alpha, "cox": heads.cox_alpha}
-    grid = values.get(config.protocol, heads.n_neighbors)
+    _, grid = config.grid
     fixed = heads.selection == "fixed"
     yield Relation(
         not fixed or config.protocol in ("logistic", "ridge", "cox", "knn"),

@@ -195,6 +195,10 @@ def prepare(
     few_shot = config.evaluation.few_shot
     if few_shot.events:
         settings = settings | {"labelled": few_shot_words(few_shot, counts["train"])}
+    if config.heads.selection == "fixed":
+        name, grid = config.grid
+        per_feature = "" if name == "n_neighbors" else " per feature"
+        settings = settings | {"heads": f"nothing chosen, {name} {grid[0]:g}{per_feature}"}
     return Evaluation(
         config, pretrained, folder, cohort, problems, pretrained_on, notes, settings, runs
     )

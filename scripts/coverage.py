@@ -22,9 +22,9 @@ from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from downstream_tasks.main_fingerprint import identify, score_hits
 from downstream_tasks.report.cells import METRIC_TITLES, markdown_table
 from downstream_tasks.scoring.design import Design
+from downstream_tasks.scoring.fingerprint import identify, score_hits
 from downstream_tasks.scoring.intervals import Bounds, metrics_of, summarise
 from downstream_tasks.scoring.paired import compare, verdict
 from downstream_tasks.scoring.weighted import ScoredRun, weighted_metrics

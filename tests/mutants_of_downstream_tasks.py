@@ -649,7 +649,21 @@ ROWS = [
         "method 9: the untrained encoder is untrained",
     ),
     (
+        "downstream_tasks/scoring/pairs.py",
+        "counts += _less_alike([inside], own[kept]).sum()",
+        "counts += 0",
+        "tests/downstream_tasks/scoring/test_pairs.py::test_the_score_and_what_it_is_without_each_family",
+        "a pair within a family that is left out is taken away once",
+    ),
+    (
         "downstream_tasks/main_fingerprint.py",
+        "clips = of_seed.reshape(2, n, k, -1)",
+        "clips = of_seed.reshape(2, k, n, -1).swapaxes(1, 2)",
+        "tests/downstream_tasks/test_short_fingerprint.py::test_every_clip_names_its_person_by_itself",
+        "the clips of a run stand one after another",
+    ),
+    (
+        "downstream_tasks/scoring/fingerprint.py",
         "centred = features - features.mean(axis=1, keepdims=True)",
         "centred = features",
         "tests/downstream_tasks/test_main_fingerprint.py::test_identification_is_by_plain_correlation",
@@ -657,8 +671,8 @@ ROWS = [
     ),
     (
         "downstream_tasks/main_fingerprint.py",
-        "Z_SCORED, z_score(features, n)",
-        "Z_SCORED, features",
+        "fingerprints_of(features, n, k, head == Z_SCORED)",
+        "fingerprints_of(features, n, k, False)",
         "tests/downstream_tasks/test_main_linearprobe.py::test_fingerprinting_writes_the_same_kind_of_folder",
         "the second row is z-scored over people",
     ),
@@ -684,7 +698,7 @@ ROWS = [
         "families are resampled together",
     ),
     (
-        "downstream_tasks/main_fingerprint.py",
+        "downstream_tasks/scoring/fingerprint.py",
         "return similarity.argmax(axis=1), similarity.argmax(axis=0)",
         "return similarity.argmax(axis=1), similarity.argmax(axis=1)",
         "tests/downstream_tasks/test_main_fingerprint.py::test_identification_is_by_plain_correlation",

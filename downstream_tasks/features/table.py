@@ -36,7 +36,8 @@ class Representations:
         device: torch.device,
     ) -> None:
         self.config, self.cohort, self.pretrained, self.device = config, cohort, pretrained, device
-        self.has_events = bool((cohort.examples["start"] >= 0).any())
+        # A clip of a run may have a start frame too, and no patch of it is scored.
+        self.has_events = config.data.unit == "event"
         self.patch = config.data.scored_patch if self.has_events else None
         self.store = FeatureStore(Path(config.output_root) / "features")
         self.adjust = FeatureAdjustment(config.data, cohort)

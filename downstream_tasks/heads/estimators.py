@@ -59,7 +59,7 @@ def fit_head(
 
     fit, y_fit = prepare(split.train), target.y[split.train]
     if config.selection == "fixed":
-        chosen, notes = {name: values[0]}, ()
+        chosen, notes = {}, ()
         estimator.set_params(**{name: _of_all_features(name, values[0], features.shape[1])})
     else:
         chosen, notes = _select(estimator, name, values, fit, prepare, problem, config)

@@ -24,6 +24,7 @@ METRIC_TITLES = {
     "identification": "Identified",
     "forward": "Forward",
     "backward": "Backward",
+    "same_person_auc": "AUC, same person",
 }
 
 

@@ -22,7 +22,7 @@ from downstream_tasks.scoring.survival import signed_times
 from downstream_tasks.scoring.weighted import ScoredRun
 
 PREDICTIONS_FILE = "predictions.tsv"
-_RUN = ["seed", "fold"]
+_RUN = ["seed", "fold", "draw", "clip", "other_clip"]
 _UNIT = ("participant_id", "session", "run", "onset")
 # Two training sets give two scales of z: errors are compared in the target's own unit.
 _OF_RAW = {"mse": "mse_raw", "mae": "mae_raw"}
@@ -50,6 +50,8 @@ def compare_checkpoints(results: Mapping[Path, Results]) -> list[CheckpointPair]
         if path.parent.name == "eval" or other.parent.name == "eval":
             continue  # the folder above, scored again
         metric = _OF_RAW.get(a.main_metric, a.main_metric)
+        if a.type == "fingerprint":  # of the pairs' scores predictions.tsv says nothing
+            metric = "identification"
         found, reason = None, _contradiction(a, b)
         if not reason:
             found, reason = _compare(path.parent, a, other.parent, b, metric)
@@ -144,7 +146,7 @@ def _compare(
     first, second = (t.sort_values(k, kind="stable") for t, k in zip(tables, keys, strict=True))
     runs = [sorted({*t[_RUN].itertuples(index=False, name=None)}) for t in (first, second)]
     if runs[0] != runs[1]:
-        return None, f"other runs ({len(runs[0])} and {len(runs[1])} of seeds and folds)"
+        return None, f"other runs ({len(runs[0])} and {len(runs[1])} of seeds, folds and draws)"
     if keys[0] != keys[1] or not _same(first[keys[0]], second[keys[1]]):
         people = [set(table["participant_id"]) for table in (first, second)]
         shared = len(people[0] & people[1])
@@ -161,7 +163,7 @@ def _compare(
 
 
 def _predictions(path: Path, model: MethodResult) -> pd.DataFrame:
-    """What the model predicted; names are text, ``fold`` is -1 where there is none."""
+    """What the model predicted; names are text, numbers of runs -1 where none."""
     names = dict.fromkeys(("participant_id", "session", "run", "group", "method", "head"), str)
     table = pd.read_csv(path, sep="\t", dtype=names, na_values=["n/a"], keep_default_na=False,
                         quoting=csv.QUOTE_MINIMAL)  # fmt: skip
@@ -169,8 +171,9 @@ def _predictions(path: Path, model: MethodResult) -> pd.DataFrame:
     if "forward" in table:  # a fingerprint: whom everyone was matched to
         table = table.assign(target=table["participant_id"])
     named = {name: table[name].fillna("n/a") for name in names if name in table}
-    seed, fold = (table.get(name, pd.Series(np.nan, table.index)).fillna(-1) for name in _RUN)
-    table = table.assign(**named, seed=seed.astype(int), fold=fold.astype(int))
+    missing = pd.Series(np.nan, table.index)
+    runs = {name: table.get(name, missing).fillna(-1).astype(int) for name in _RUN}
+    table = table.assign(**named, **runs)
     return table.reset_index(drop=True)
 
 

@@ -33,7 +33,7 @@ from src.utils.files import replacing, write_text
 SHOWN = {  # what a line of the printed table shows beside the main metric
     "classification": ("accuracy", "balanced_accuracy", "f1", "f1_macro", "auroc"),
     "regression": ("mse", "pearson", "r2", "mae_raw"),
-    "fingerprint": ("identification",),
+    "fingerprint": ("identification", "same_person_auc"),
 }
 
 

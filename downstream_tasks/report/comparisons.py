@@ -1,12 +1,12 @@
 """Which rows of a table are compared with which, paired over the same test people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from downstream_tasks.features.registry import joint_name
 from downstream_tasks.report.results import FC_NAME, Comparison, MethodResult
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.metrics import direction
-from downstream_tasks.scoring.paired import compare
+from downstream_tasks.scoring.paired import PairedComparison, compare
 from downstream_tasks.scoring.weighted import ScoredRun
 
 UNTRAINED = "random_weights"  # in the registry of features
@@ -32,15 +32,28 @@ def compare_rows(
     ``scored_as`` is the name of ``metric`` in the scores, if it differs. What is compared with the
     best baseline says so in ``test``: that baseline was picked on the people it is compared on.
     """
-    comparisons = []
-    for method, reference, note in _pairs(rows, metric):
-        found = compare(
-            runs[method.label],
-            runs[reference.label],
+
+    def paired(method: str, reference: str) -> PairedComparison:
+        return compare(
+            runs[method],
+            runs[reference],
             scored_as or metric,
             design,
             n_exchanges=n_exchanges,
         )
+
+    return compare_labels(rows, metric, paired)
+
+
+def compare_labels(
+    rows: Sequence[MethodResult],
+    metric: str,
+    paired: Callable[[str, str], PairedComparison],
+) -> tuple[Comparison, ...]:
+    """The comparisons of :func:`compare_rows`, made by ``paired`` of the labels of rows."""
+    comparisons = []
+    for method, reference, note in _pairs(rows, metric):
+        found = paired(method.label, reference.label)
         test = ", ".join(filter(None, (found.test, note)))
         comparisons.append(
             Comparison(

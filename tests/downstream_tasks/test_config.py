@@ -28,7 +28,7 @@ def test_every_task_has_its_file():
     assert names >= {
         "hca_sex", "hca_age", "hca_neuroticism", "hca_flanker", "adni_ncmci", "adni_amyloid",
         "macc_ncmci", "ukb_sex", "ukb_age", "oasis3_conversion", "camcan_depression",
-        "demo_state", "demo_few_shot", "demo_fingerprint",
+        "demo_state", "demo_few_shot", "demo_fingerprint", "demo_short_fingerprint",
     }  # fmt: skip
 
 

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from downstream_tasks.cohort.paired_runs import paired_runs
 from downstream_tasks.config_checks import task_from_dict
-from downstream_tasks.main_fingerprint import DESIGN, identify, paired_runs, score_hits, z_score
+from downstream_tasks.main_fingerprint import DESIGN
+from downstream_tasks.scoring.fingerprint import identify, score_hits, z_score
 from downstream_tasks.scoring.intervals import metrics_of, summarise
 
 
