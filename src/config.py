@@ -151,6 +151,7 @@ class MetaConfig:
     attention_bias: Literal["none", "gradient"] = "none"  # by distance of ROIs (method 11.3)
     bias_components: Count | None = None  # gradients it measures them in; unset: all
     time_code: Literal["published", "few_patches"] = "published"  # frequencies (method 11.3)
+    roi_value_rank: Natural = 0  # of value maps that differ between ROIs; 0: none
     objective: Kind = Objective.kind
     signal_weight: Positive = Objective.signal_weight  # of the signal's error in hybrid
     loss: Loss = Objective.loss  # of the latent prediction
@@ -251,6 +252,7 @@ class Config:
             attention_bias=self.meta.attention_bias,
             bias_components=self.meta.bias_components,
             time_code=self.meta.time_code,
+            roi_value_rank=self.meta.roi_value_rank,
         )
 
     @property

@@ -19,7 +19,7 @@ class EncoderSpec:
         embed_dim, depth, num_heads: width D, blocks, attention heads.
         add_w: mapping, origin or anatomical.
         init, patch_embed_std: how its weights started; matters for untrained copies only.
-        attention_bias, bias_components, time_code: see :class:`VisionTransformer`.
+        attention_bias, bias_components, time_code, roi_value_rank: see :class:`VisionTransformer`.
     """
 
     crop_size: tuple[int, int]
@@ -33,6 +33,7 @@ class EncoderSpec:
     attention_bias: str = "none"
     bias_components: int | None = None
     time_code: str = "published"
+    roi_value_rank: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
@@ -80,4 +81,5 @@ class EncoderSpec:
             attention_bias=self.attention_bias,
             bias_components=self.bias_components,
             time_code=self.time_code,
+            roi_value_rank=self.roi_value_rank,
         )

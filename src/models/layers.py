@@ -39,6 +39,31 @@ def _side_by_side(tokens: Tensor, extra: Tensor) -> Tensor:
     return torch.cat([tokens, extra], dim=-1)
 
 
+class TokenExtras(NamedTuple):
+    """What attention of a network's tokens has beyond the published one (method 11.3).
+
+    Attributes:
+        bias: extra dimensions of queries and keys.
+        rois: ``[B or 1, N]``, the ROI of each token, where values depend on it.
+    """
+
+    bias: ExtraDimensions | None
+    rois: Tensor | None
+
+
+def token_extras(
+    network: nn.Module, blocks: nn.ModuleList, grid: tuple[int, int], masks: list[Tensor] | None
+) -> TokenExtras | None:
+    """The extras of the tokens of M masks, of all tokens by default; ``None`` if it has none."""
+    attention, bias, rois = blocks[0].attn, None, None
+    if network.attention_bias is not None:
+        bias = network.attention_bias(network.gradient_pos_embed, attention.scale, masks)
+    if hasattr(attention, "roi_values"):
+        everything = torch.arange(grid[0] * grid[1], device=attention.qkv.weight.device)
+        rois = (everything[None] if masks is None else torch.cat(masks)) // grid[1]
+    return None if bias is None and rois is None else TokenExtras(bias, rois)
+
+
 def build_blocks(
     *,
     dim: int,
@@ -81,10 +106,12 @@ def run_blocks(
     blocks: nn.ModuleList,
     x: Tensor,
     gradient_checkpointing: bool = False,
-    bias: ExtraDimensions | None = None,
+    extras: TokenExtras | None = None,
 ) -> Tensor:
     """Apply the blocks to ``x`` ``[B, N, D]``; checkpointing recomputes them in backward."""
-    steps = blocks if bias is None else [partial(block_at, block, bias=bias) for block in blocks]
+    steps = (
+        blocks if extras is None else [partial(block_at, block, extras=extras) for block in blocks]
+    )
     if gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint_seq(steps, x, use_reentrant=False)
     for step in steps:
@@ -96,14 +123,14 @@ def block_at(
     block: Block,
     x: Tensor,
     masks: Tensor | list[Tensor] | None = None,
-    bias: ExtraDimensions | None = None,
+    extras: TokenExtras | None = None,
 ) -> Tensor:
     """Output of ``block``, at some tokens only: ``x`` ``[B, N, D]`` -> ``[M * B, K, D]``.
 
     Keys and values are those of all tokens; queries, projection and MLP are computed for the tokens
-    of the M index tensors ``[B, K]``. Equal to ``apply_masks(block(x), masks)`` without ``bias``.
+    of the M index tensors ``[B, K]``. Equal to ``apply_masks(block(x), masks)`` without ``extras``.
     """
-    mixed = attend(block.attn, block.norm1(x), masks, bias)
+    mixed = attend(block.attn, block.norm1(x), masks, extras)
     if masks is not None:
         x = apply_masks(x, masks)
     x = x + block.drop_path1(block.ls1(mixed))
@@ -114,50 +141,52 @@ def attend(
     attention: Attention,
     x: Tensor,
     masks: Tensor | list[Tensor] | None = None,
-    bias: ExtraDimensions | None = None,
+    extras: TokenExtras | None = None,
 ) -> Tensor:
     """Output of ``attention`` for its input ``x`` ``[B, N, D]``, at all tokens or those of masks.
 
-    timm's own forward, with the queries of some tokens only, and with a bias.
+    timm's own forward, with the queries of some tokens only, and with what ``extras`` add.
     """
-    q, k, v = _queries_keys_values(attention, x, masks, bias)
+    q, k, v = _queries_keys_values(attention, x, masks, extras)
     if attention.fused_attn:
         # PyTorch's fused kernel on CPUs wants values as wide as the keys; without, attention takes
         # six times as long and forms the N x N matrix.
         mixed = F.scaled_dot_product_attention(
             q,
             k,
-            v if bias is None else F.pad(v, (0, q.shape[-1] - v.shape[-1])),
+            F.pad(v, (0, wider)) if (wider := q.shape[-1] - v.shape[-1]) else v,
             dropout_p=attention.attn_drop.p if attention.training else 0.0,
             scale=attention.scale,  # not that of the wider queries
         )[..., : v.shape[-1]]
     else:
-        weights = _weights(attention, q, k, bias).to(v.dtype)
+        weights = _weights(attention, q, k, extras).to(v.dtype)
         mixed = attention.attn_drop(weights) @ v
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
     return attention.proj_drop(attention.proj(mixed))
 
 
 @torch.no_grad()
-def attention_map(attention: Attention, x: Tensor, bias: ExtraDimensions | None = None) -> Tensor:
+def attention_map(attention: Attention, x: Tensor, extras: TokenExtras | None = None) -> Tensor:
     """Softmax weights ``[B, heads, N, N]`` that ``attention`` gives its input ``x`` ``[B, N, D]``.
 
     Recomputed from the projection, so that it is the same for every backend: the fused kernels
     never form this matrix.
     """
-    q, k, _ = _queries_keys_values(attention, x, None, bias)
-    return _weights(attention, q, k, bias)
+    q, k, _ = _queries_keys_values(attention, x, None, extras)
+    return _weights(attention, q, k, extras)
 
 
 def _queries_keys_values(
     attention: Attention,
     x: Tensor,
     masks: Tensor | list[Tensor] | None,
-    bias: ExtraDimensions | None,
+    extras: TokenExtras | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``[B, heads, N, head_dim]`` each; with masks queries ``[M * B, ., K, .]``, M times others."""
     if masks is None:
         q, k, v = attention.qkv(x).chunk(3, dim=-1)
+        if extras is not None and extras.rois is not None:
+            v = v + attention.roi_values(x, extras.rois)
     else:
         masks = as_list(masks)
         width = attention.num_heads * attention.head_dim
@@ -167,18 +196,22 @@ def _queries_keys_values(
             query_bias, other_bias = attention.qkv.bias.split([width, 2 * width])
         q = F.linear(apply_masks(x, masks), query_weight, query_bias)  # [M * B, K, D]
         kv = F.linear(x, other_weight, other_bias)
+        if extras is not None and extras.rois is not None:
+            kv = kv + F.pad(attention.roi_values(x, extras.rois), (width, 0))
         if len(masks) > 1:  # of one mask it would be a copy of all tokens
             kv = kv.repeat(len(masks), 1, 1)
         k, v = kv.chunk(2, dim=-1)
     heads = (attention.num_heads, attention.head_dim)
     q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in (q, k, v))
     q, k = attention.q_norm(q), attention.k_norm(k)
-    return (q, k, v) if bias is None else (*bias.join(q, k, masks), v)
+    if extras is not None and extras.bias is not None:
+        q, k = extras.bias.join(q, k, masks)
+    return q, k, v
 
 
-def _weights(attention: Attention, q: Tensor, k: Tensor, bias: ExtraDimensions | None) -> Tensor:
+def _weights(attention: Attention, q: Tensor, k: Tensor, extras: TokenExtras | None) -> Tensor:
     """Softmax of the scaled products of queries and keys, float32 ``[B, heads, N, N]``."""
-    if bias is None:
+    if extras is None or extras.bias is None:
         return ((q * attention.scale) @ k.transpose(-2, -1)).float().softmax(dim=-1)
     # In float32, as fused kernels add up: the part of a product that cancels in the softmax is
     # large, and rounding it to bfloat16 would drown the rest.

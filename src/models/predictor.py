@@ -14,8 +14,10 @@ from .layers import (
     build_blocks,
     init_weights,
     run_blocks,
+    token_extras,
 )
 from .pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
+from .roi_values import add_roi_values
 
 SIGNAL_HEAD = ("signal_head.weight", "signal_head.bias")  # of some objectives only (method 11.4)
 
@@ -35,7 +37,7 @@ class VisionTransformerPredictor(nn.Module):
         signal_patch_size: frames of a patch, for a ``signal_head`` that maps a target's features to
             its signal (method 11.4); unset: no such head, as published.
         attention_bias, bias_components: as in the encoder, with parameters of its own.
-        time_code: as in the encoder.
+        time_code, roi_value_rank: as in the encoder.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class VisionTransformerPredictor(nn.Module):
         attention_bias: str = "none",
         bias_components: int | None = None,
         time_code: str = "published",
+        roi_value_rank: int = 0,
     ) -> None:
         super().__init__()
         rois, patches = num_patches_2d
@@ -98,6 +101,8 @@ class VisionTransformerPredictor(nn.Module):
         if signal_patch_size is not None:  # last, so that all others begin as they do without it
             self.signal_head = nn.Linear(predictor_embed_dim, signal_patch_size)
             init_weights(self.signal_head, init_scheme)
+
+        add_roi_values(self.predictor_blocks, rois, roi_value_rank)
 
     def no_weight_decay(self) -> set[str]:
         """As :meth:`VisionTransformer.no_weight_decay`."""
@@ -137,10 +142,7 @@ class VisionTransformerPredictor(nn.Module):
             for mask in masks
         ]
         x = torch.cat([x.repeat(len(masks), 1, 1), torch.cat(queries)], dim=1)
-        bias = None
-        if self.attention_bias is not None:
-            tokens = [torch.cat([seen, hidden], dim=1) for hidden in masks for seen in masks_x]
-            scale = self.predictor_blocks[0].attn.scale
-            bias = self.attention_bias(self.gradient_pos_embed, scale, tokens)
-        x = run_blocks(self.predictor_blocks, x, self.gradient_checkpointing, bias)
+        tokens = [torch.cat([seen, hidden], dim=1) for hidden in masks for seen in masks_x]
+        extras = token_extras(self, self.predictor_blocks, self.predictor_2dpe_proj.grid, tokens)
+        x = run_blocks(self.predictor_blocks, x, self.gradient_checkpointing, extras)
         return self.predictor_norm(x)[:, context_tokens:]

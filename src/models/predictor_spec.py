@@ -47,5 +47,6 @@ class PredictorSpec:
             attention_bias=self.encoder.attention_bias,
             bias_components=self.encoder.bias_components,
             time_code=self.encoder.time_code,
+            roi_value_rank=self.encoder.roi_value_rank,
             signal_patch_size=self.encoder.patch_size if self.signal_head else None,
         )

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from .attention_bias import make_attention_bias, undecayed
 from .layers import (
     LAYER_NORM,
-    ExtraDimensions,
     apply_masks,
     as_list,
     attention_map,
@@ -16,9 +15,11 @@ from .layers import (
     build_blocks,
     init_weights,
     run_blocks,
+    token_extras,
 )
 from .pos_embed import GRADIENTS, PositionEmbedding, check_roi_features
 from .predictor import VisionTransformerPredictor
+from .roi_values import add_roi_values
 
 __all__ = [
     "SIZES",
@@ -57,6 +58,7 @@ class VisionTransformer(nn.Module):
         attention_bias: ``none``, or ``gradient`` for an :class:`AttentionBias` of all blocks.
         bias_components: columns of the gradients that it measures distances in; all by default.
         time_code: ``published`` or ``few_patches``, see :func:`src.models.pos_embed.sincos_1d`.
+        roi_value_rank: rank of :class:`src.models.roi_values.RoiValues`, 0 for none.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class VisionTransformer(nn.Module):
         attention_bias: str = "none",
         bias_components: int | None = None,
         time_code: str = "published",
+        roi_value_rank: int = 0,
     ) -> None:
         super().__init__()
         rois, frames = img_size
@@ -121,6 +124,7 @@ class VisionTransformer(nn.Module):
         )
         init_weights(self, init_scheme)
         trunc_normal_(self.patch_embed.proj.weight, std=patch_embed_std)
+        add_roi_values(self.blocks, rois, roi_value_rank)
 
     @property
     def num_patches(self) -> int:
@@ -135,13 +139,6 @@ class VisionTransformer(nn.Module):
         """Patches plus positions: ``x`` ``[B, 1, R, T]`` -> ``[B, N, D]``, or ``[M * B, K, D]``."""
         x = self.patch_embed(x) + self.pos_embed_proj(self.gradient_pos_embed)
         return x if masks is None else apply_masks(x, masks)
-
-    def _bias(self, masks: Tensor | list[Tensor] | None) -> ExtraDimensions | None:
-        """The attention bias of the tokens of ``masks``, of all tokens by default."""
-        if self.attention_bias is None:
-            return None
-        masks = None if masks is None else as_list(masks)
-        return self.attention_bias(self.gradient_pos_embed, self.blocks[0].attn.scale, masks)
 
     def forward(
         self,
@@ -165,17 +162,18 @@ class VisionTransformer(nn.Module):
         at these, ``[M * B, K, D]``: the last block computes no others.
         """
         x = self.embed(x, masks)
-        bias = self._bias(masks)
+        seen = None if masks is None else as_list(masks)
+        extras = token_extras(self, self.blocks, self.num_patches_2d, seen)
         if return_attention:
             maps = []
             for block in self.blocks:
-                maps.append(attention_map(block.attn, block.norm1(x), bias).cpu())
-                x = run_blocks([block], x, bias=bias)
+                maps.append(attention_map(block.attn, block.norm1(x), extras).cpu())
+                x = run_blocks([block], x, extras=extras)
             return self.norm(x), maps
         if read_at is None:
-            return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing, bias))
-        x = run_blocks(self.blocks[:-1], x, self.gradient_checkpointing, bias)
-        return self.norm(block_at(self.blocks[-1], x, read_at, bias))
+            return self.norm(run_blocks(self.blocks, x, self.gradient_checkpointing, extras))
+        x = run_blocks(self.blocks[:-1], x, self.gradient_checkpointing, extras)
+        return self.norm(block_at(self.blocks[-1], x, read_at, extras))
 
 
 def vit_tiny(**kwargs: object) -> VisionTransformer:

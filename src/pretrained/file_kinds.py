@@ -42,6 +42,7 @@ _NOT_IN_SHAPES = (
     "attention_bias",
     "bias_components",
     "time_code",
+    "roi_value_rank",
 )
 
 

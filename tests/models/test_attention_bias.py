@@ -262,7 +262,7 @@ def test_the_other_weights_begin_as_without():
         assert torch.equal(with_bias.state_dict()[name], value), name
 
 
-def make_encoder_without():
+def make_encoder_without(**settings):
     torch.manual_seed(0)
     gradients = torch.randn(1, ROIS, GRADIENTS)
     return VisionTransformer(
@@ -273,6 +273,7 @@ def make_encoder_without():
         num_heads=4,
         init_scheme="fan_in",
         gradient_pos_embed=gradients,
+        **settings,
     )
 
 

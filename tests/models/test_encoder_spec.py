@@ -12,11 +12,16 @@ from tests.conftest import tiny_config
 
 def test_a_config_says_all_of_it(tmp_path):
     overrides = ("meta.patch_embed_std=0.2", "mask.patch_size=8", "meta.add_w=anatomical")
-    options = ("attention_bias=gradient", "bias_components=2", "time_code=few_patches")
+    options = (
+        "attention_bias=gradient",
+        "bias_components=2",
+        "time_code=few_patches",
+        "roi_value_rank=3",
+    )
     overrides += tuple(f"meta.{option}" for option in options)
     config = tiny_config(tmp_path, tmp_path, *overrides)
     assert config.encoder_spec == EncoderSpec(
-        (26, 64), 8, 24, 2, 2, "anatomical", "fan_in", 0.2, "gradient", 2, "few_patches"
+        (26, 64), 8, 24, 2, 2, "anatomical", "fan_in", 0.2, "gradient", 2, "few_patches", 3
     )
     assert config.encoder_spec.grid == config.grid == (26, 8)
 

@@ -1,4 +1,4 @@
-"""The attention bias of a checkpoint, in all that is built from it."""
+"""Attention bias, time code and value maps of a checkpoint, in all that is built from it."""
 
 import json
 from dataclasses import replace
@@ -14,12 +14,17 @@ from src.pretrained.load import load_pretrained
 from tests.conftest import FRAMES, ROIS, read_latest
 from tests.downstream_tasks.conftest import pretraining_run
 
-BIAS = ("meta.attention_bias=gradient", "meta.bias_components=2")
+OPTIONS = (
+    "meta.attention_bias=gradient",
+    "meta.bias_components=2",
+    "meta.time_code=few_patches",
+    "meta.roi_value_rank=3",
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return pretraining_run(tmp_path_factory.mktemp("biased"), *BIAS)[1]
+    return pretraining_run(tmp_path_factory.mktemp("options"), *OPTIONS)[1]
 
 
 @pytest.fixture
@@ -32,9 +37,11 @@ def x():
     return torch.randn(2, 1, ROIS, FRAMES, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_checkpoint_says_that_it_has_one(run, pretrained, x):
+def test_a_checkpoint_says_what_it_has(run, pretrained, x):
     spec, bias = pretrained.encoder_spec, pretrained.encoder.attention_bias
     assert (spec.attention_bias, spec.bias_components) == ("gradient", 2)
+    assert (spec.time_code, spec.roi_value_rank) == ("few_patches", 3)
+    assert pretrained.encoder.blocks[1].attn.roi_values.of_roi.shape == (ROIS, 3)
     assert bias.transform.shape == (2, 2, 2)
     stored = read_latest(run)
     assert torch.equal(bias.slope, stored["target_encoder"]["module.attention_bias.slope"])
@@ -48,13 +55,13 @@ def test_a_checkpoint_says_that_it_has_one(run, pretrained, x):
     assert (plain(x) - pretrained.encoder(x)).abs().max() > 0.01
 
 
-def test_its_predictor_has_one_of_its_own(run):
+def test_its_predictor_has_its_own(run):
     predictor = load_pretrained(run, with_predictor=True).predictor
     stored = read_latest(run)["predictor"]["module.attention_bias.transform"]
     assert torch.equal(predictor.attention_bias.transform, stored)
 
 
-def test_copies_have_it(pretrained, x):
+def test_copies_have_them(pretrained, x):
     copy = pretrained.trainable_copy(gradient_checkpointing=True)
     assert torch.equal(copy.eval()(x), pretrained.encoder(x))
     copy(x).sum().backward()
@@ -62,7 +69,7 @@ def test_copies_have_it(pretrained, x):
     assert pretrained.untrained(3).attention_bias.slope.tolist() == pytest.approx([0.3, 1.5])
 
 
-def test_an_export_has_it(pretrained, x, tmp_path):
+def test_an_export_has_them(pretrained, x, tmp_path):
     BrainJEPAHub.from_encoder(pretrained).save_pretrained(tmp_path)
     assert (
         json.loads((tmp_path / "config.json").read_text())["encoder_spec"]["bias_components"] == 2
@@ -71,7 +78,7 @@ def test_an_export_has_it(pretrained, x, tmp_path):
     assert torch.equal(load_pretrained(tmp_path).encoder(x), pretrained.encoder(x))
 
 
-def test_a_fine_tuned_file_has_it(pretrained, x, tmp_path):
+def test_a_fine_tuned_file_has_them(pretrained, x, tmp_path):
     network = DownstreamViT(pretrained.trainable_copy(), 3)
     state = {"model": network.state_dict(), "provenance": pretrained.provenance(), "epoch": 1}
     assert read_fine_tuned(state, tmp_path).spec["attention_bias"] == "gradient"
