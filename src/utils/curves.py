@@ -36,7 +36,7 @@ class Panel:
 
 
 PANELS = (
-    Panel("loss (smooth L1)", {"loss": ""}, scale="log"),
+    Panel("training loss", {"loss": ""}, scale="log"),
     Panel(
         "held-out R² of the signal (dashed: untrained)",
         {"signal_r2": "of hidden ROIs", "forecast_r2": "of the last patch"},

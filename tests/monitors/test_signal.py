@@ -11,7 +11,7 @@ from torch import nn
 
 from src.models.jepa import Networks
 from src.models.layers import apply_masks
-from src.monitors import signal
+from src.monitors import signal, verdict
 from src.monitors.clips import N_FOLDS
 from src.utils.ridge import STRENGTHS
 
@@ -140,18 +140,35 @@ def test_features_without_the_signal_have_r2_zero():
     assert abs(found.r2()) < 0.01
 
 
+def traits(frames: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Level and amplitude of each hidden ROI and of the clip, of a predictor that sees all."""
+    own = frames.flatten(2)[:, hidden[0] // PATCHES]  # [B, Q, T]
+    of_roi = torch.stack([own.mean(-1), own.std(-1)], dim=-1)
+    of_clip = of_roi.mean(1, keepdim=True).expand_as(of_roi)
+    return torch.cat([of_roi, of_clip], dim=-1)
+
+
 def test_traits_of_clip_and_person_are_no_signal_even_if_they_act_differently_in_each_roi():
-    """Level and amplitude of each hidden ROI, known exactly: a latent R2 may be 1 by these."""
-
-    def traits(frames, hidden):
-        own = frames.flatten(2)[:, hidden[0] // PATCHES]  # [B, Q, T]
-        of_roi = torch.stack([own.mean(-1), own.std(-1)], dim=-1)
-        of_clip = of_roi.mean(1, keepdim=True).expand_as(of_roi)
-        return torch.cat([of_roi, of_clip], dim=-1)
-
+    """A latent R2 may be 1 by these."""
     found = errors(traits, TRAINING, HELD_OUT, encoder=SeesAll())
     assert abs(found.r2()) < 0.01
     assert errors(of_the_same_time, TRAINING, HELD_OUT, encoder=SeesAll()).r2() > 0.3
+
+
+def test_a_run_that_learns_traits_never_learns_and_one_that_learns_the_signal_always_does():
+    """From noise to either, in twenty studies of other people."""
+    for seed in range(1, 21):
+        clips = clips_of(range(12), seed=seed), clips_of(range(100, 105), seed=seed)
+        measured = {}
+        for answer in (noise, traits, of_the_same_time):
+            found = errors(answer, *clips, encoder=SeesAll())
+            people = found.r2_of_people(clips[1][1].numpy())
+            measured[answer] = {"signal_r2": found.r2(), "people": people, "clips": str(seed)}
+            measured[answer] |= {"variance": 0.3, "rankme": 5.0}
+        first = measured[noise]
+        before = {"untrained": first, "first": first}
+        assert verdict(before | {"last": measured[traits]}).startswith("NOT LEARNING")
+        assert verdict(before | {"last": measured[of_the_same_time]}).startswith("learning")
 
 
 def test_the_read_out_is_that_of_its_definition():
