@@ -150,6 +150,8 @@ class MetaConfig:
     patch_embed_std: Positive = 0.02
     attention_bias: Literal["none", "gradient"] = "none"  # by distance of ROIs (method 11.3)
     bias_components: Count | None = None  # gradients it measures them in; unset: all
+    bias_scales: tuple[Positive, ...] | None = None  # of each head at the start; unset: 1 to 12
+    bias_slopes: tuple[NonNegative, ...] | None = None  # over time; unset: .3 to 3
     time_code: Literal["published", "few_patches"] = "published"  # frequencies (method 11.3)
     roi_value_rank: Natural = 0  # of value maps that differ between ROIs; 0: none
     objective: Kind = Objective.kind
@@ -251,6 +253,8 @@ class Config:
             patch_embed_std=self.meta.patch_embed_std,
             attention_bias=self.meta.attention_bias,
             bias_components=self.meta.bias_components,
+            bias_scales=self.meta.bias_scales,
+            bias_slopes=self.meta.bias_slopes,
             time_code=self.meta.time_code,
             roi_value_rank=self.meta.roi_value_rank,
         )
@@ -368,12 +372,20 @@ def _relations(config: Config) -> Iterator[Relation]:
         "none with meta.add_w: origin, which has no gradients to measure distances in; or "
         "add_w: mapping",
     )
-    yield Relation(
-        meta.attention_bias != "none" or meta.bias_components is None,
-        "meta.bias_components",
-        "null unless meta.attention_bias is gradient, as nothing else uses it",
-    )
     heads = config.encoder_size["num_heads"]
+    for key in ("bias_components", "bias_scales", "bias_slopes"):
+        yield Relation(
+            meta.attention_bias != "none" or getattr(meta, key) is None,
+            f"meta.{key}",
+            "null unless meta.attention_bias is gradient, as nothing else uses it",
+        )
+    for key in ("bias_scales", "bias_slopes"):
+        levels = getattr(meta, key)
+        yield Relation(
+            levels is None or len(levels) == heads,
+            f"meta.{key}",
+            f"one number for each of the {heads} heads",
+        )
     for key, width in (
         ("meta.embed_dim", config.encoder_size["embed_dim"]),
         ("meta.pred_emb_dim", meta.pred_emb_dim),

@@ -711,6 +711,20 @@ ROWS = [
     ),
     (
         "src/models/attention_bias.py",
+        "roots = torch.tensor(scales, dtype=torch.float32).sqrt()",
+        "roots = torch.tensor(scales, dtype=torch.float32)",
+        "tests/models/test_attention_bias.py::test_the_heads_begin_as_they_are_told",
+        "scales multiply squared distances, so L begins with their square roots",
+    ),
+    (
+        "src/models/predictor_spec.py",
+        "bias_scales=self.encoder.bias_scales,",
+        "",
+        "tests/pretrained/test_options.py::test_its_predictor_has_its_own",
+        "the predictor's heads begin as the encoder's do",
+    ),
+    (
+        "src/models/attention_bias.py",
         "@ self.transform.float().mT",
         "@ self.transform.float()",
         "tests/models/test_attention_bias.py::test_the_encoder_is_that_of_the_dense_form",

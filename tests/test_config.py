@@ -150,6 +150,7 @@ def test_what_is_written_is_what_is_read():
             ["meta.attention_bias", "add_w: origin, which has no gradients", "add_w: mapping"],
         ),
         ("meta.bias_components=6", ["meta.bias_components is 6", "attention_bias is gradient"]),
+        ("meta.bias_scales=[1,2]", ["meta.bias_scales is", "attention_bias is gradient"]),
         ("data.batch_size=many", ["data.batch_size", "'many'", "whole number"]),
         ("data.batch_size=0", ["data.batch_size", "0", ">= 1"]),
         ("data.pin_mem=1", ["data.pin_mem", "true or false"]),

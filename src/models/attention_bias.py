@@ -33,9 +33,12 @@ class AttentionBias(nn.Module):
         num_heads: heads of a block.
         roi_features: ``[1, R, G]`` gradients, or centroids, in which distances are taken.
         components: how many of their columns, the first ones; all by default.
+        scales: what L starts with, squared, for each head; spread from 1 (far) to 12 by default.
+        slopes: what s starts with for each head; spread from .3 to 3 by default.
 
     Raises:
-        UserError: if there are no features, or fewer than ``components``.
+        UserError: if there are no features, or fewer than ``components``, or if ``scales`` or
+            ``slopes`` are not one for each head.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class AttentionBias(nn.Module):
         num_heads: int,
         roi_features: Tensor | None,
         components: int | None = None,
+        scales: Sequence[float] | None = None,
+        slopes: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if roi_features is None:
@@ -60,9 +65,19 @@ class AttentionBias(nn.Module):
             )
         self.grid = grid
         identity = torch.eye(self.components)
-        scales = torch.tensor(spread_over_heads(_SCALES, num_heads)).sqrt()
-        self.transform = nn.Parameter(scales[:, None, None] * identity)
-        self.slope = nn.Parameter(torch.tensor(spread_over_heads(_SLOPES, num_heads)))
+        if scales is None:
+            scales = spread_over_heads(_SCALES, num_heads)
+        if slopes is None:
+            slopes = spread_over_heads(_SLOPES, num_heads)
+        for key, levels in (("bias_scales", scales), ("bias_slopes", slopes)):
+            if len(levels) != num_heads:
+                raise UserError(
+                    f"meta.{key} has {len(levels)} values, but there are {num_heads} heads. Give "
+                    "one for each head, or null."
+                )
+        roots = torch.tensor(scales, dtype=torch.float32).sqrt()
+        self.transform = nn.Parameter(roots[:, None, None] * identity)
+        self.slope = nn.Parameter(torch.tensor(slopes, dtype=torch.float32))
 
     def forward(
         self, roi_features: Tensor, scale: float, masks: Sequence[Tensor] | None = None
@@ -128,11 +143,15 @@ def make_attention_bias(
     num_heads: int,
     roi_features: Tensor | None,
     components: int | None,
+    scales: Sequence[float] | None,
+    slopes: Sequence[float] | None,
 ) -> AttentionBias | None:
     """The bias of a network, ``None`` if ``kind`` is ``none``; see :class:`AttentionBias`."""
     if kind not in ATTENTION_BIASES:
         raise ValueError(f"attention_bias is '{kind}'; allowed: {', '.join(ATTENTION_BIASES)}")
-    return None if kind == "none" else AttentionBias(grid, num_heads, roi_features, components)
+    if kind == "none":
+        return None
+    return AttentionBias(grid, num_heads, roi_features, components, scales, slopes)
 
 
 def undecayed(network: nn.Module) -> set[str]:

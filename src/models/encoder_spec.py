@@ -19,7 +19,8 @@ class EncoderSpec:
         embed_dim, depth, num_heads: width D, blocks, attention heads.
         add_w: mapping, origin or anatomical.
         init, patch_embed_std: how its weights started; matters for untrained copies only.
-        attention_bias, bias_components, time_code, roi_value_rank: see :class:`VisionTransformer`.
+        attention_bias, bias_components, bias_scales, bias_slopes, time_code, roi_value_rank: see
+            :class:`VisionTransformer`.
     """
 
     crop_size: tuple[int, int]
@@ -34,15 +35,20 @@ class EncoderSpec:
     bias_components: int | None = None
     time_code: str = "published"
     roi_value_rank: int = 0
+    bias_scales: tuple[float, ...] | None = None
+    bias_slopes: tuple[float, ...] | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderSpec":
         """The inverse of :meth:`to_dict`."""
-        return cls(**{**values, "crop_size": tuple(values["crop_size"])})
+        tuples = {name: tuple(of) if isinstance(of, list) else of for name, of in values.items()}
+        return cls(**tuples)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for checkpoints and JSON."""
-        return {**asdict(self), "crop_size": list(self.crop_size)}
+        return {
+            name: list(of) if isinstance(of, tuple) else of for name, of in asdict(self).items()
+        }
 
     @property
     def model_name(self) -> str | None:
@@ -80,6 +86,8 @@ class EncoderSpec:
             patch_embed_std=self.patch_embed_std,
             attention_bias=self.attention_bias,
             bias_components=self.bias_components,
+            bias_scales=self.bias_scales,
+            bias_slopes=self.bias_slopes,
             time_code=self.time_code,
             roi_value_rank=self.roi_value_rank,
         )

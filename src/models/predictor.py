@@ -1,6 +1,6 @@
 """The predictor: guesses the target encoder's output at hidden tokens from context (method 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.layers import trunc_normal_
@@ -36,7 +36,8 @@ class VisionTransformerPredictor(nn.Module):
             loaded alone, by the same rule.
         signal_patch_size: frames of a patch, for a ``signal_head`` that maps a target's features to
             its signal (method 11.4); unset: no such head, as published.
-        attention_bias, bias_components: as in the encoder, with parameters of its own.
+        attention_bias, bias_components, bias_scales, bias_slopes: as in the encoder, with
+            parameters of its own.
         time_code, roi_value_rank: as in the encoder.
     """
 
@@ -62,6 +63,8 @@ class VisionTransformerPredictor(nn.Module):
         signal_patch_size: int | None = None,
         attention_bias: str = "none",
         bias_components: int | None = None,
+        bias_scales: Sequence[float] | None = None,
+        bias_slopes: Sequence[float] | None = None,
         time_code: str = "published",
         roi_value_rank: int = 0,
     ) -> None:
@@ -93,7 +96,13 @@ class VisionTransformerPredictor(nn.Module):
         self.predictor_norm = norm_layer(predictor_embed_dim)
         self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
         self.attention_bias = make_attention_bias(
-            attention_bias, num_patches_2d, num_heads, gradient_pos_embed, bias_components
+            attention_bias,
+            num_patches_2d,
+            num_heads,
+            gradient_pos_embed,
+            bias_components,
+            bias_scales,
+            bias_slopes,
         )
         init_weights(self, init_scheme)
         trunc_normal_(self.mask_token, std=0.02)

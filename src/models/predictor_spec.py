@@ -46,6 +46,8 @@ class PredictorSpec:
             init_scheme=self.encoder.init,
             attention_bias=self.encoder.attention_bias,
             bias_components=self.encoder.bias_components,
+            bias_scales=self.encoder.bias_scales,
+            bias_slopes=self.encoder.bias_slopes,
             time_code=self.encoder.time_code,
             roi_value_rank=self.encoder.roi_value_rank,
             signal_patch_size=self.encoder.patch_size if self.signal_head else None,

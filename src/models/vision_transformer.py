@@ -1,6 +1,6 @@
 """The encoder: a vision transformer over patches of one ROI x some frames (method 3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from timm.layers import PatchEmbed, trunc_normal_
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class VisionTransformer(nn.Module):
         patch_embed_std: standard deviation of the patch embedding's initial weights.
         attention_bias: ``none``, or ``gradient`` for an :class:`AttentionBias` of all blocks.
         bias_components: columns of the gradients that it measures distances in; all by default.
+        bias_scales, bias_slopes: what each head of it starts with.
         time_code: ``published`` or ``few_patches``, see :func:`src.models.pos_embed.sincos_1d`.
         roi_value_rank: rank of :class:`src.models.roi_values.RoiValues`, 0 for none.
     """
@@ -83,6 +84,8 @@ class VisionTransformer(nn.Module):
         patch_embed_std: float = 0.02,
         attention_bias: str = "none",
         bias_components: int | None = None,
+        bias_scales: Sequence[float] | None = None,
+        bias_slopes: Sequence[float] | None = None,
         time_code: str = "published",
         roi_value_rank: int = 0,
     ) -> None:
@@ -120,7 +123,13 @@ class VisionTransformer(nn.Module):
         )
         self.norm = norm_layer(embed_dim)
         self.attention_bias = make_attention_bias(
-            attention_bias, self.num_patches_2d, num_heads, gradient_pos_embed, bias_components
+            attention_bias,
+            self.num_patches_2d,
+            num_heads,
+            gradient_pos_embed,
+            bias_components,
+            bias_scales,
+            bias_slopes,
         )
         init_weights(self, init_scheme)
         trunc_normal_(self.patch_embed.proj.weight, std=patch_embed_std)

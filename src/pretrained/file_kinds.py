@@ -41,6 +41,8 @@ _NOT_IN_SHAPES = (
     "patch_embed_std",
     "attention_bias",
     "bias_components",
+    "bias_scales",
+    "bias_slopes",
     "time_code",
     "roi_value_rank",
 )

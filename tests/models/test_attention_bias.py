@@ -293,8 +293,18 @@ def test_what_has_no_distances_is_refused():
         make_encoder(add_w="origin")
     with pytest.raises(UserError, match="bias_components is 9, but the ROIs have 5"):
         make_encoder(bias_components=9)
+    with pytest.raises(UserError, match="bias_slopes has 1 values, but there are 2 heads"):
+        make_encoder(num_heads=2, bias_slopes=[1.0])
     with pytest.raises(ValueError, match="'grad'; allowed: none, gradient"):
         make_encoder(attention_bias="grad")
+
+
+def test_the_heads_begin_as_they_are_told():
+    features = torch.randn(1, ROIS, GRADIENTS)
+    bias = AttentionBias((ROIS, 4), 2, features, scales=[4, 49], slopes=[0.5, 3])
+    roots = bias.transform.diagonal(dim1=1, dim2=2)
+    assert torch.equal(roots, torch.tensor([[2.0], [7.0]]).expand_as(roots))
+    assert bias.slope.tolist() == [0.5, 3.0]
 
 
 # --- memory --------------------------------------------------------------------------------------

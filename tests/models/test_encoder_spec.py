@@ -17,17 +17,32 @@ def test_a_config_says_all_of_it(tmp_path):
         "bias_components=2",
         "time_code=few_patches",
         "roi_value_rank=3",
+        "bias_scales=[1,9]",
+        "bias_slopes=[2,0]",
     )
     overrides += tuple(f"meta.{option}" for option in options)
     config = tiny_config(tmp_path, tmp_path, *overrides)
     assert config.encoder_spec == EncoderSpec(
-        (26, 64), 8, 24, 2, 2, "anatomical", "fan_in", 0.2, "gradient", 2, "few_patches", 3
+        (26, 64),
+        8,
+        24,
+        2,
+        2,
+        "anatomical",
+        "fan_in",
+        0.2,
+        "gradient",
+        2,
+        "few_patches",
+        3,
+        bias_scales=(1.0, 9.0),
+        bias_slopes=(2.0, 0.0),
     )
     assert config.encoder_spec.grid == config.grid == (26, 8)
 
 
 def test_there_and_back_through_json():
-    spec = EncoderSpec((6, 32), 8, 24, 2, 3, "mapping", "fan_in", 0.3)
+    spec = EncoderSpec((6, 32), 8, 24, 2, 3, "mapping", "fan_in", 0.3, bias_scales=(1.0, 2.0, 9.0))
     assert EncoderSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 

@@ -19,6 +19,8 @@ OPTIONS = (
     "meta.bias_components=2",
     "meta.time_code=few_patches",
     "meta.roi_value_rank=3",
+    "meta.bias_scales=[2,30]",
+    "meta.bias_slopes=[0.2,4]",
 )
 
 
@@ -48,7 +50,8 @@ def test_a_checkpoint_says_what_it_has(run, pretrained, x):
     assert "module.attention_bias.transform" in stored["predictor"]
     begun = pretrained.untrained(0).attention_bias
     assert not torch.equal(begun.transform, bias.transform)  # it is trained, and averaged
-    without = replace(spec, attention_bias="none", bias_components=None)
+    unused = dict.fromkeys(("bias_components", "bias_scales", "bias_slopes"))
+    without = replace(spec, attention_bias="none", **unused)
     plain = without.build(pretrained.gradients)
     weights = pretrained.encoder.state_dict().items()
     plain.load_state_dict({k: v for k, v in weights if not k.startswith("attention_bias")})
@@ -56,9 +59,13 @@ def test_a_checkpoint_says_what_it_has(run, pretrained, x):
 
 
 def test_its_predictor_has_its_own(run):
-    predictor = load_pretrained(run, with_predictor=True).predictor
+    pretrained = load_pretrained(run, with_predictor=True)
+    predictor = pretrained.predictor
     stored = read_latest(run)["predictor"]["module.attention_bias.transform"]
     assert torch.equal(predictor.attention_bias.transform, stored)
+    begun = pretrained.predictor_spec.build(pretrained.gradients).attention_bias
+    assert begun.slope.tolist() == pytest.approx([0.2, 4])
+    assert begun.transform[1, 0, 0].item() == pytest.approx(30**0.5)
 
 
 def test_copies_have_them(pretrained, x):
@@ -66,7 +73,9 @@ def test_copies_have_them(pretrained, x):
     assert torch.equal(copy.eval()(x), pretrained.encoder(x))
     copy(x).sum().backward()
     assert copy.attention_bias.transform.grad.abs().sum() > 0
-    assert pretrained.untrained(3).attention_bias.slope.tolist() == pytest.approx([0.3, 1.5])
+    begun = pretrained.untrained(3).attention_bias
+    assert begun.slope.tolist() == pytest.approx([0.2, 4])
+    assert begun.transform[1, 0, 0].item() == pytest.approx(30**0.5)
 
 
 def test_an_export_has_them(pretrained, x, tmp_path):
