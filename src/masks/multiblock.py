@@ -95,16 +95,17 @@ class MultiblockMasks:
     def place(self, sizes: "Layouts", batch_size: int, generator: np.random.Generator) -> MaskBatch:
         """Take a layout for each sample."""
         words = random_words(self, batch_size, generator)
-        layouts = sizes.take(_below(words[:, 0], len(sizes.n_context)))
+        layouts = sizes.take((words[:, 0] % np.uint64(len(sizes.n_context))).astype(np.int64))
         observed, targets = (
             blocks.fill(self.n_rois, self.n_patches)
             for blocks in (layouts.context, layouts.targets)
         )
         n_context, n_targets = sizes.n_context.min(), sizes.n_targets.min()
+        whole = sizes.context.height * sizes.context.width
         return MaskBatch(
-            context=_choose(observed & ~targets, layouts.n_context, n_context, words[:, 1]),
-            blocks={"target": _choose(targets, layouts.n_targets, n_targets, words[:, 2])},
-            observed=_tokens(observed).reshape(batch_size, -1) if self.allow_overlap else None,
+            context=_choose(observed & ~targets, n_context, words[:, 1]),
+            blocks={"target": _choose(targets, n_targets, words[:, 2])},
+            observed=_choose(observed, whole, words[:, 1]) if self.allow_overlap else None,
         )
 
     def _draw_layouts(self, u: list[float], generator: np.random.Generator) -> "Layouts":
@@ -214,23 +215,16 @@ def _within(first: np.ndarray, length: int, n: int) -> np.ndarray:
     return (numbers >= first) & (numbers < first + length)
 
 
-def _below(words: np.ndarray, n: int | np.ndarray) -> np.ndarray:
-    """Whole numbers below n from random words, the remainder's bias being below n / 2^64."""
-    return (words % np.asarray(n, dtype=np.uint64)).astype(np.int64)
-
-
-def _choose(present: np.ndarray, count: np.ndarray, n: int, words: np.ndarray) -> np.ndarray:
-    """Choose n of the ``count`` ``[B]`` tokens present in each sample, ``[B, P, R]``: ``[B, n]``.
+def _choose(present: np.ndarray, n: int, words: np.ndarray) -> np.ndarray:
+    """Choose n of the tokens present in each sample, bool ``[B, P, R]``: ``[B, n]``.
 
     A systematic sample, every (count / n)-th from a random start: each is as likely to be chosen.
     """
-    start = _below(words, count)
-    rank = ((np.arange(n) * count[:, None] + start[:, None]) / n).astype(np.int64)
-    return _tokens(present)[rank + (count.cumsum() - count)[:, None]]
-
-
-def _tokens(present: np.ndarray) -> np.ndarray:
-    """Tokens present in the samples, bool ``[B, P, R]``, one sample after the other."""
-    n_samples, n_patches, n_rois = present.shape
-    tokens = np.arange(n_rois * n_patches).reshape(n_rois, n_patches).T.ravel()
-    return np.tile(tokens, n_samples)[np.flatnonzero(present)]
+    n_patches, n_rois = present.shape[1:]
+    tokens = np.arange(n_rois * n_patches).reshape(n_rois, n_patches).T
+    chosen = np.empty((len(present), n), dtype=np.int64)
+    # sample by sample: one array over all of them is out of the cache, and takes twice as long
+    for row, sample, word in zip(chosen, present, words.tolist(), strict=True):
+        there = tokens[sample]
+        row[:] = there[(np.arange(n) * len(there) + word % len(there)) // n]
+    return chosen
