@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from src.datasets.normalization import METHODS
+from src.masks.modes import MODES
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,9 @@ def run(benchmark, monkeypatch, pytestconfig):
     return main
 
 
-def test_every_normalisation_has_a_limit(benchmark):
+def test_every_normalisation_and_every_mode_of_masks_has_a_limit(benchmark):
     assert set(benchmark.SAMPLE_LIMITS) == set(METHODS)
+    assert set(benchmark.MASK_LIMITS) == set(MODES)
 
 
 def test_the_check_ends_with_1_and_a_line_for_each_limit_exceeded(
@@ -40,20 +42,21 @@ def test_the_check_ends_with_1_and_a_line_for_each_limit_exceeded(
 ):
     generous = dict.fromkeys(METHODS, 1e9)
     monkeypatch.setattr(benchmark, "SAMPLE_LIMITS", generous)
-    monkeypatch.setattr(benchmark, "MASK_LIMIT", 1e9)
+    monkeypatch.setattr(benchmark, "MASK_LIMITS", dict.fromkeys(MODES, 1e9))
     assert run("--check") == 0
     printed = capsys.readouterr()
     assert "exceeded" not in printed.err
     assert printed.out.count(" x the slice") == len(METHODS)
+    assert printed.out.count(" x their stacking") == len(MODES)
     assert "training step" not in printed.out
 
     monkeypatch.setattr(benchmark, "SAMPLE_LIMITS", generous | {"zscore_roi": 1e-9})
-    monkeypatch.setattr(benchmark, "MASK_LIMIT", 1e-9)
+    monkeypatch.setattr(benchmark, "MASK_LIMITS", dict.fromkeys(MODES, 1e9) | {"roi": 1e-9})
     assert run("--check") == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "exceeded" in line]
     assert len(lines) == 2
     assert "sample, zscore_roi" in lines[0]
-    assert "masks of 16 samples" in lines[1]
+    assert "masks of 16 samples, roi" in lines[1]
 
 
 def test_a_limit_exceeded_once_is_measured_again(benchmark, run, monkeypatch, capsys):
@@ -61,7 +64,7 @@ def test_a_limit_exceeded_once_is_measured_again(benchmark, run, monkeypatch, ca
     measured = iter([5.0, 0.5])
 
     def measure_masks(config, rounds):
-        return benchmark.Cost("masks of 16 samples", next(measured), "their stacking", 1.0, 1.0)
+        return [benchmark.Cost("masks of 16 samples", next(measured), "their stacking", 1.0, 1.0)]
 
     monkeypatch.setattr(benchmark, "measure_masks", measure_masks)
     assert run("--check") == 0
@@ -74,7 +77,7 @@ def test_a_limit_exceeded_once_is_measured_again(benchmark, run, monkeypatch, ca
 def test_without_it_a_training_step_is_measured_too(run, capsys):
     assert run() == 0
     printed = capsys.readouterr().out
-    for name in ("training step, sdpa", "training step, normal", "masks against a step"):
+    for name in ("training step, sdpa", "training step, normal", "slowest masks against a step"):
         assert name in printed
 
 
