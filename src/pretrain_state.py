@@ -65,7 +65,8 @@ class PretrainState:
         loss: of the last step, over all processes; ``lr``: its learning rate.
         batch_size, world_size: clips per device and micro-step, devices.
         rng: random state of the main process; what training draws is a function of the step anyway.
-        monitors: ``first`` and ``last`` measurement on held-out people.
+        monitors: measurements on held-out people: ``untrained``, of random weights, ``first``,
+            before the first step, and ``last``.
         config: the whole configuration, in plain types.
         normalization, sampling: :meth:`src.datasets.clip_input.ClipInput.to_state`.
         input_profile: what its clips look like, :class:`src.datasets.input_profile.InputProfile`.
@@ -101,7 +102,7 @@ class PretrainState:
     lr: float = math.nan
     step: int = 0
     rng: dict[str, Tensor] = field(default_factory=dict)
-    monitors: dict[str, dict[str, float] | None] = field(default_factory=dict)
+    monitors: dict[str, dict[str, Any]] = field(default_factory=dict)
     targets: dict[str, Tensor] = field(default_factory=dict, metadata={"optional": True})
     begun_from: dict[str, Any] | None = None
     path: Path | None = field(default=None, metadata={"stored": False})
