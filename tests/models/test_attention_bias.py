@@ -9,7 +9,6 @@ from torch.utils._pytree import tree_leaves
 
 from src.helper import init_model, init_opt
 from src.models.attention_bias import AttentionBias, spread_features
-from src.models.jepa import jepa_loss
 from src.models.layers import apply_masks
 from src.models.vision_transformer import VisionTransformer, VisionTransformerPredictor
 from src.utils.errors import UserError
