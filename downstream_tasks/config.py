@@ -292,6 +292,10 @@ class SignalConfig:
     fraction: Annotated[float, Limit("between 0 and 1", lambda x: 0 < x < 1)] = 0.5  # of the ROIs
     draws: Count = 3  # imputation: of random ROIs or networks; clips take turns
     frames: Count | None = None  # forecast: the last frames, whole patches; unset: one patch
+    # SD of white noise that is added to all that is seen, for models and baselines alike, in units
+    # of the normalised signal. Band-pass filtered series are nearly determined by their own past,
+    # and a long autoregression continues them; a little noise leaves what is more than the filter.
+    noise: NonNegative = 0.0
     folds: Annotated[int, at_least(2)] = 5  # of the training people, for every choice
     baselines: tuple[str, ...] | None = None  # of signal/baselines.py; unset: all of the protocol
     # Of these: those whose predictions the features are stacked on; unset: all that are fitted, but

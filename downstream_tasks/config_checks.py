@@ -6,6 +6,7 @@ from typing import Any
 from downstream_tasks.config import SIGNAL_PROTOCOLS, DownstreamConfig
 from downstream_tasks.features.registry import REGISTRY, explain_names, names_of
 from downstream_tasks.scoring.metrics import main_metric_names
+from downstream_tasks.signal.baselines import names_in
 from src.utils.errors import UserError, nearest
 from src.utils.yaml_config import Relation, check_relations, from_dict
 
@@ -34,6 +35,7 @@ def _relations(config: DownstreamConfig) -> Iterator[Relation]:
         _of_studies,
         _of_few_shot,
         _of_training,
+        _of_signal,
     ):
         yield from rules(config)
 
@@ -202,6 +204,35 @@ def _of_training(config: DownstreamConfig) -> Iterator[Relation]:
         yield Relation(
             section.warmup_epochs <= section.epochs, f"{name}.warmup_epochs", "0 to epochs"
         )
+
+
+def _of_signal(config: DownstreamConfig) -> Iterator[Relation]:
+    """Baselines that the protocol has, and what one of the two alone reads."""
+    protocol, signal = config.protocol, config.signal
+    if protocol not in SIGNAL_PROTOCOLS:
+        return
+    known = list(names_in(protocol))
+    names = signal.baselines or ()
+    yield Relation({*names} <= {*known}, "signal.baselines", explain_names(names, known))
+    learning = names_in(protocol, learning=True)
+    there = [name for name in learning if name in (signal.baselines or learning)]
+    stack = signal.stack or ()
+    yield Relation({*stack} <= {*there}, "signal.stack", explain_names(stack, there))
+    yield Relation(
+        protocol == "imputation" or signal.hidden == "random",
+        "signal.hidden",
+        "unset with protocol forecast, which hides the last frames of all ROIs (signal.frames)",
+    )
+    yield Relation(
+        protocol == "forecast" or signal.frames is None,
+        "signal.frames",
+        "unset with protocol imputation, which hides ROIs at all times (signal.hidden)",
+    )
+    yield Relation(
+        config.data.short_runs != "pad",
+        "data.short_runs",
+        "skip or error: the zeros at the end of a padded clip would be signal that is asked for",
+    )
 
 
 def _of_adjustment(config: DownstreamConfig) -> Iterator[Relation]:

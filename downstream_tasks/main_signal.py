@@ -62,6 +62,7 @@ _SUFFIX = {
     "keep": ", global signal kept",
     "remove": ", global signal removed",
 }
+FILTERED_R2 = 0.8  # of the own past alone, from which on a forecast is that of a filter
 _OWN_NORMALIZATION = ("zscore_sample", "zscore_roi")
 
 logger = logging.getLogger(__name__)
@@ -93,10 +94,12 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     save_splits(config.output_dir, cohort, splits)
     rows_of = {}
     for variant, of_variant in variants.items():
-        found = [
-            _evaluate_split(of_variant, cohort, pretrained, hidings, features, split, device)
-            for split in splits
-        ]
+        found = []
+        for split in splits:
+            shared = (of_variant, cohort, pretrained, hidings, features, split, device)
+            found.append(
+                _evaluate_split(of_variant, pretrained, *prepare_split(*shared), split.seed)
+            )
         rows_of[variant] = _joined(found)
     groups = cohort.unit_groups[tested]
     labelled = {v: [_result(row, v, tested, groups) for row in r] for v, r in rows_of.items()}
@@ -117,7 +120,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         rows=tuple(sorted(ordered, key=lambda row: row.kind != "model")),
         comparisons=comparisons,
         checkpoint=describe_checkpoint(config, pretrained, None if seen is None else len(seen)),
-        notes=(*notes, *_own_notes(variants, pretrained)),
+        notes=(*notes, *_own_notes(variants, pretrained), *_filter_notes(rows_of)),
         settings=_settings(config, settings, hidings),
         revision=git_revision(),
     )
@@ -162,7 +165,7 @@ def input_variants(config: DownstreamConfig, pretrained: Pretrained) -> dict[str
     return variants
 
 
-def _evaluate_split(
+def prepare_split(
     config: DownstreamConfig,
     cohort: Cohort,
     pretrained: Pretrained,
@@ -170,8 +173,8 @@ def _evaluate_split(
     features: np.ndarray,
     run: RunSplit,
     device: torch.device,
-) -> list[Row]:
-    """The rows of one split; everything is fitted and chosen on its training people."""
+) -> tuple[SignalTask, Test]:
+    """What is fitted to (training people, in folds), and the clips of the test people."""
     split, signal = run.split, config.signal
     pretrained = with_split_statistics(pretrained, config.data, cohort, split.train)
     fold_of, n_folds = _folds(cohort, split, signal.folds, run.seed)
@@ -185,6 +188,7 @@ def _evaluate_split(
             hidings,
             clips=config.evaluation.clips,
             batch_size=config.evaluation.encoder_batch_size,
+            noise=signal.noise,
             fold_of=folds,
             label=label,
         )
@@ -192,22 +196,38 @@ def _evaluate_split(
     valid = clips(split.valid, "validation clips") if len(split.valid) else ()
     train = clips(split.train, "training clips", fold_of)
     task = SignalTask(hidings, train, valid, n_folds, features, signal, device)
-    test = Test(clips(split.test, "test clips"), len(cohort.units))
-    names = signal.baselines or names_in(config.protocol)
-    methods, rows = evaluate_baselines(task, test, names, config.protocol)
-    learning = names_in(config.protocol, learning=True)
-    stack = signal.stack
-    if stack is None:
-        stack = [name for name in names if name in learning and name != "kernel"]
-    stacked = {name: methods[name] for name in stack}
-    logger.info("%s: reading out the checkpoint", config.protocol)
+    return task, Test(clips(split.test, "test clips"), len(cohort.units))
+
+
+def _evaluate_split(
+    config: DownstreamConfig,
+    pretrained: Pretrained,
+    task: SignalTask,
+    test: Test,
+    seed: int,
+) -> list[Row]:
+    """The rows of one split; everything is fitted and chosen on its training people."""
+    protocol, signal = config.protocol, config.signal
+    names = signal.baselines or names_in(protocol)
+    methods, rows = evaluate_baselines(task, test, names, protocol)
+    stacked = {name: methods[name] for name in stacked_names(config)}
+    logger.info("%s: reading out the checkpoint", protocol)
     networks = (pretrained.encoder, pretrained.predictor)
-    of_model = evaluate_model(task, test, networks, stacked, config.protocol)
-    logger.info("%s: reading out %d untrained copies", config.protocol, signal.untrained_seeds)
-    seeds = range(run.seed, run.seed + signal.untrained_seeds)
-    copies = (pretrained.untrained_networks(seed) for seed in seeds)
-    untrained = evaluate_untrained(task, test, copies, stacked, config.protocol)
+    of_model = evaluate_model(task, test, networks, stacked, protocol)
+    logger.info("%s: reading out %d untrained copies", protocol, signal.untrained_seeds)
+    seeds = range(seed, seed + signal.untrained_seeds)
+    copies = (pretrained.untrained_networks(each) for each in seeds)
+    untrained = evaluate_untrained(task, test, copies, stacked, protocol)
     return [*of_model, *rows, *untrained]
+
+
+def stacked_names(config: DownstreamConfig) -> tuple[str, ...]:
+    """Baselines that the features are stacked on."""
+    if config.signal.stack is not None:
+        return config.signal.stack
+    learning = names_in(config.protocol, learning=True)
+    names = config.signal.baselines or learning
+    return tuple(name for name in names if name in learning and name != "kernel")
 
 
 def _folds(cohort: Cohort, split: Split, wanted: int, seed: int) -> tuple[np.ndarray, int]:
@@ -262,7 +282,21 @@ def _settings(
         span = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         named = "; ".join(hiding.name for hiding in hidings)
         hidden = f"{config.signal.hidden} ROIs, {span} of {hidings[0].grid[0]} ({named})"
+    if config.signal.noise:
+        kept["noise added to what is seen"] = f"SD {config.signal.noise:g}, normalised units"
     return {"hidden": hidden, **kept}
+
+
+def _filter_notes(variants: dict[str, list[Row]]) -> list[str]:
+    """Where the own past alone determines the series, as after a band-pass filter."""
+    found = [row.scores for rows in variants.values() for row in rows if row.name == "ar"]
+    if not any(np.nanmean(scores.r2()) > FILTERED_R2 for scores in found):
+        return []
+    return [
+        "each ROI's own past determines most of what is hidden (AR), as after a band-pass filter: "
+        "a forecast of such series says little about the brain. signal.noise=0.1 adds noise to "
+        "what is seen, which leaves what is more than the filter"
+    ]
 
 
 def _own_notes(variants: dict[str, DownstreamConfig], pretrained: Pretrained) -> list[str]:

@@ -1440,4 +1440,26 @@ ROWS = [
         "tests/downstream_tasks/cohort/test_examples.py::test_excluded_people_are_read_by_nothing_and_are_not_called_bad",
         "excluded people are in no list of what was left out",
     ),
+    # --- asking for the signal ---------------------------------------------------------------------
+    (
+        "downstream_tasks/signal/hiding.py",
+        "return self.fill(clips, torch.tensor(torch.nan))",
+        "return clips.clone()",
+        "tests/downstream_tasks/signal/test_methods.py::test_no_method_sees_what_is_hidden",
+        "what is hidden is NaN in what a method is given",
+    ),
+    (
+        "downstream_tasks/signal/ridge.py",
+        "solved = [_Solved.of(whole.minus(part), scale) for part in parts]",
+        "solved = [_Solved.of(whole, scale) for part in parts]",
+        "tests/downstream_tasks/signal/test_ridge.py::test_a_fit_without_a_fold_does_not_know_it",
+        "stacked predictions of training people are out of sample",
+    ),
+    (
+        "downstream_tasks/scoring/people.py",
+        "np.minimum(1, np.maximum.accumulate(scaled))",
+        "np.minimum(1, scaled)",
+        "tests/downstream_tasks/scoring/test_people.py::test_holm_by_hand",
+        "Holm's p-values keep the order of the plain ones",
+    ),
 ]

@@ -26,6 +26,7 @@ class Batch:
 
     Attributes:
         shown: ``[B, R, T]``, NaN where hidden. All that a method may see.
+        noise: ``[B, R, T]`` that was added to it, or ``None``.
         hidden: ``[B, H, K, patch_size]``, the values asked for.
         measured: bool ``[B, H]``; not where an ROI of a run is bad, and its values are made up.
         people: numbers of the people ``[B]``.
@@ -35,6 +36,7 @@ class Batch:
     hiding: Hiding
     number: int
     shown: Tensor
+    noise: Tensor | None
     hidden: Tensor
     measured: Tensor
     people: np.ndarray
@@ -42,11 +44,14 @@ class Batch:
 
     @property
     def whole(self) -> Tensor:
-        """The clips with nothing hidden, ``[B, R, T]``: to be fitted to, never to predict from."""
-        clips = self.shown.unflatten(-1, (self.hiding.grid[1], self.hiding.patch_size)).clone()
-        rois = torch.from_numpy(self.hiding.rois)[:, None]
-        clips[:, rois, torch.from_numpy(self.hiding.patches)] = self.hidden
-        return clips.flatten(-2)
+        """The clips with nothing hidden and no noise, ``[B, R, T]``: to be fitted to only."""
+        clean = self.shown if self.noise is None else self.shown - self.noise
+        return self.hiding.fill(clean, self.hidden)
+
+    @property
+    def whole_seen(self) -> Tensor:
+        """As :attr:`whole`, with the noise: inputs of what is fitted to :attr:`whole`."""
+        return self.whole if self.noise is None else self.whole + self.noise
 
 
 class PeopleClips:
@@ -57,6 +62,7 @@ class PeopleClips:
 
     Args:
         examples: numbers in the cohort.
+        noise: SD of what is added to the values that are seen, the same at every pass.
         fold_of: fold of each person by their number in ``cohort.units``; ``None`` for no folds.
         label: of the progress bar.
     """
@@ -71,11 +77,12 @@ class PeopleClips:
         *,
         clips: int,
         batch_size: int,
+        noise: float = 0.0,
         fold_of: np.ndarray | None = None,
         label: str = "clips",
     ) -> None:
         self._clips = ExampleClips(cohort, data, pretrained, clips, examples)
-        self._hidings = tuple(hidings)
+        self._hidings, self._noise = tuple(hidings), noise
         self.label = label
         dataset, per_run = self._clips.dataset, self._clips.per_example
         people = cohort.examples["unit"].to_numpy()[self._clips.examples]
@@ -84,6 +91,7 @@ class PeopleClips:
         turn = run_of_person[:, None] + np.arange(per_run)
         turns = turn.ravel() % len(self._hidings)
         rows = cohort.examples["row"].to_numpy()[self._clips.examples]
+        self._rows = rows
         self._measured = np.stack([~dataset.folder.bad_roi_mask(row) for row in rows])
         folds = np.full(len(turns), -1) if fold_of is None else fold_of[self._people]
         order = np.lexsort((np.arange(len(turns)), turns, folds))
@@ -105,28 +113,34 @@ class PeopleClips:
         for items, turn, fold in self._batches:
             hiding = self._hidings[turn]
             clips = torch.stack([self._clips[int(i)]["fmri"][0] for i in items])
+            noise = self._draw_noise(items, clips.shape) if self._noise else None
             yield Batch(
                 hiding,
                 turn,
-                hiding.show(clips),
+                hiding.show(clips if noise is None else clips + noise),
+                noise,
                 hiding.take_hidden(clips),
                 torch.from_numpy(self._measured[items // per_run][:, hiding.rois]),
                 self._people[items],
                 None if fold < 0 else fold,
             )
 
+    def _draw_noise(self, items: np.ndarray, shape: torch.Size) -> Tensor:
+        """Noise of each clip, whatever its batch."""
+        runs, clips = np.divmod(items, self._clips.per_example)
+        drawn = [
+            np.random.default_rng([self._rows[run], clip]).standard_normal(shape[1:])
+            for run, clip in zip(runs, clips, strict=True)
+        ]
+        return self._noise * torch.from_numpy(np.stack(drawn)).float()
+
 
 def people_of_folder(folder: DataFolder, config: DataConfig, clip_input: ClipInput) -> Cohort:
     """Everyone with a run that can be used; nothing is predicted of them but their signal.
 
     Raises:
-        UserError: if there is no one, or short runs are padded: the zeros would be asked for.
+        UserError: if there is no one.
     """
-    if clip_input.short_runs == "pad":
-        raise UserError(
-            "data.short_runs is pad: the zeros at the end of a clip would be part of the signal "
-            "that is asked for. Choose skip, which leaves short runs out, or error."
-        )
     where = folder.path / "participants.tsv"
     runs, dropped = usable_runs(folder, config, clip_input)
     if runs.empty:

@@ -46,8 +46,8 @@ def fit_ridge(task: SignalTask) -> FrameRidge:
     rois = task.grid[0]
     sums = CrossSums(task.n_folds, 1, 3 * rois, rois)
     for batch in task.train:
-        clips = batch.whole
-        x, y = _with_neighbours(clips).flatten(0, 1), clips.transpose(1, 2).flatten(0, 1)
+        x = _with_neighbours(batch.whole_seen).flatten(0, 1)
+        y = batch.whole.transpose(1, 2).flatten(0, 1)
         sums.add(x, y, torch.zeros(len(x), dtype=torch.long), batch.fold)
     fitted = []
     for hiding in task.hidings:
@@ -96,9 +96,9 @@ def fit_var(task: SignalTask) -> VectorAutoregression:
     mean = mean.float()
     sums = CrossSums(task.n_folds, 1, order * n, rois * ahead)
     for batch in task.train:
-        clips = batch.whole
-        past = past_of(_projected(clips[..., :-ahead], mean, components), order)
-        future = clips[..., order:].unfold(-1, ahead, 1)  # [B, R, places, ahead]
+        seen = batch.whole_seen[..., :-ahead]
+        past = past_of(_projected(seen, mean, components), order)
+        future = batch.whole[..., order:].unfold(-1, ahead, 1)  # [B, R, places, ahead]
         y = future.transpose(1, 2).flatten(2).flatten(0, 1)
         x = past.flatten(0, 1)
         sums.add(x, y, torch.zeros(len(x), dtype=torch.long), batch.fold)

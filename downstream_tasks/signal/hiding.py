@@ -57,11 +57,15 @@ class Hiding:
         patches = clips.unflatten(-1, (self.grid[1], self.patch_size))
         return patches[:, self.rois][:, :, self.patches]
 
+    def fill(self, shown: Tensor, hidden: Tensor) -> Tensor:
+        """Clips ``[B, R, T]`` with the values ``hidden`` where they were hidden."""
+        clips = shown.unflatten(-1, (self.grid[1], self.patch_size)).clone()
+        clips[:, torch.from_numpy(self.rois)[:, None], torch.from_numpy(self.patches)] = hidden
+        return clips.flatten(-2)
+
     def show(self, clips: Tensor) -> Tensor:
         """The clips with NaN where they are hidden: whatever read those would be seen to."""
-        shown = clips.unflatten(-1, (self.grid[1], self.patch_size)).clone()
-        shown[:, torch.from_numpy(self.rois)[:, None], torch.from_numpy(self.patches)] = torch.nan
-        return shown.flatten(-2)
+        return self.fill(clips, torch.tensor(torch.nan))
 
 
 def forecast_hiding(grid: tuple[int, int], patch_size: int, frames: int | None) -> list[Hiding]:

@@ -72,8 +72,9 @@ class LocalInputs:
             x, y = self.query(batch), batch.hidden
         else:
             clips, weights = batch.whole, self._weights[batch.number]
+            seen = batch.whole_seen
             places = self._places(batch)
-            x = torch.stack([self._past(clips[..., :place], weights) for place in places], 2)
+            x = torch.stack([self._past(seen[..., :place], weights) for place in places], 2)
             y = torch.stack([clips[..., place : place + self._ahead] for place in places], 2)
         kept = batch.measured[:, :, None].expand(y.shape[:3])
         rois = torch.from_numpy(batch.hiding.rois)[None, :, None].expand(y.shape[:3])

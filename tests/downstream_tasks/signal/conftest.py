@@ -5,9 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from downstream_tasks.cohort.clips import task_clip_input
+from downstream_tasks.cohort.runs import RunSplit
+from downstream_tasks.cohort.splits import folder_split
 from downstream_tasks.config import DownstreamConfig
 from downstream_tasks.config_checks import task_from_dict
+from downstream_tasks.evaluation import load_model
+from downstream_tasks.main_signal import choose_hidings, prepare_split
+from downstream_tasks.signal.atlas import roi_features
+from downstream_tasks.signal.clips import people_of_folder
+from downstream_tasks.signal.evaluate import Test
+from downstream_tasks.signal.task import SignalTask
 from src.datasets.folder.writer import FolderWriter
 from tests.downstream_tasks.conftest import write_checkpoint
 
@@ -43,16 +53,16 @@ def signal_folder(path: Path, law: Series = two_networks, people: int = 15) -> P
     return path
 
 
-def signal_task(data: Path, checkpoint: Path, output: Path, **sections: dict) -> DownstreamConfig:
+def signal_task(folder: Path, checkpoint: Path, output: Path, **sections: dict) -> DownstreamConfig:
     """A task on such a folder; ``sections`` change its keys."""
     values = {
         "name": "signal",
         "protocol": "forecast",
         "output_root": str(output),
         "data": {
-            "data_path": str(data),
+            "data_path": str(folder),
             "bad_rois": "zero",
-            "gradient_csv_path": str(data / "gradients.csv"),
+            "gradient_csv_path": str(folder / "gradients.csv"),
             "num_workers": 0,
         },
         "split": {"source": "folder"},
@@ -74,3 +84,31 @@ def two_networks_files(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("two_networks")
     data = signal_folder(folder / "data")
     return data, write_checkpoint(folder / "jepa-latest.pth.tar", data, (ROIS, FRAMES))
+
+
+def make_task(
+    folder: Path, checkpoint: Path, protocol: str, **sections: dict
+) -> tuple[SignalTask, Test]:
+    """What the methods of a protocol are given, and the clips of the test people."""
+    config = signal_task(folder, checkpoint, Path("unused"), protocol=protocol, **sections)
+    pretrained, opened = load_model(config, with_predictor=True)
+    hidings = choose_hidings(config, pretrained, opened)
+    features = roi_features(pretrained, config.data.gradient_csv_path, config.data.data_path)
+    clip_input = task_clip_input(config.data, pretrained)
+    cohort = people_of_folder(opened, config.data, clip_input)
+    run = RunSplit(0, None, folder_split(cohort))
+    shared = (config, cohort, pretrained, hidings, features, run, torch.device("cpu"))
+    return prepare_split(*shared)
+
+
+AR_1 = 0.8
+
+
+def autoregression(rng: np.random.Generator) -> np.ndarray:
+    """Every ROI by itself: ``x_t = .8 x_{t-1} + e``, of variance 1."""
+    series = np.zeros((ROIS, RUN + 50))
+    series[:, 0] = rng.normal(size=ROIS)
+    for t in range(1, series.shape[1]):
+        noise = np.sqrt(1 - AR_1**2) * rng.normal(size=ROIS)
+        series[:, t] = AR_1 * series[:, t - 1] + noise
+    return series[:, 50:]
