@@ -1414,17 +1414,17 @@ ROWS = [
     ),
     (
         "scripts/ablation/endpoints.py",
-        "both = both.groupby(groups).mean()",
-        "both = both.groupby(both.index).mean()",
+        "paired(better, worse, groups)",
+        "paired(better, worse, both.index.to_numpy(str))",
         "tests/scripts/ablation/test_endpoints.py::test_a_family_counts_once",
         "relatives are not independent",
     ),
     (
         "scripts/ablation/statistics.py",
-        "np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)",
-        "np.minimum(p[order] * factors, 1.0)",
-        "tests/scripts/ablation/test_statistics.py::test_holm_is_that_of_statsmodels",
-        "a larger p stays larger when corrected (Holm, 1979)",
+        "holm_of_tests(p[~np.isnan(p)])",
+        "holm_of_tests(p)[~np.isnan(p)]",
+        "tests/scripts/ablation/test_statistics.py::test_what_was_not_tested_does_not_count_in_the_correction",
+        "p is corrected for the tests that were made",
     ),
     (
         "scripts/ablation/runs.py",

@@ -46,8 +46,8 @@ def compare_endpoints(
 ) -> list[Comparison]:
     """Every declared endpoint, for each data set and arm that has results.
 
-    Scores of a person are averaged over seeds. Families (``group_of`` data set and person) count as
-    one, with the mean of their members, as they are not independent.
+    Scores of a person are averaged over seeds. Families (``group_of`` data set and person) are
+    clusters, as their members are not independent.
 
     Raises:
         UserError: if an endpoint names a row, a variant or a metric that the results do not have.
@@ -97,14 +97,14 @@ def _compare(
             return None
         names, reference = [_method(theirs, endpoint, endpoint.method)], other
     else:
-        theirs, names = own, _reference(own, endpoint)
+        theirs, names = own, _reference(own, endpoint, method)
         reference = names[0] if len(names) == 1 else UNTRAINED
     both = pd.concat(
         [_by_person(own, [method]), _by_person(theirs, names)], axis=1, keys=["one", "other"]
     ).dropna()
-    groups = [group_of[data, person] for person in both.index]
-    both = both.groupby(groups).mean()
-    sign = -1.0 if endpoint.metric in LESS_IS_BETTER else 1.0
+    groups = np.array([group_of[data, person] for person in both.index], dtype=str)
+    pair = (both["one"].to_numpy(), both["other"].to_numpy())
+    better, worse = pair[::-1] if endpoint.metric in LESS_IS_BETTER else pair
     return Comparison(
         endpoint,
         data,
@@ -113,7 +113,7 @@ def _compare(
         reference,
         float(both["one"].mean()),
         float(both["other"].mean()),
-        paired(sign * (both["one"] - both["other"]).to_numpy()),
+        paired(better, worse, groups),
         np.nan,
         own[["seed", "fold"]].drop_duplicates().shape[0],
         len(plan.experiment.seeds) * plan.experiment.folds,
@@ -148,9 +148,15 @@ def _only(rows: pd.DataFrame, endpoint: Endpoint, role: str) -> str:
     return names[0]
 
 
-def _reference(rows: pd.DataFrame, endpoint: Endpoint) -> list[str]:
-    """Rows that the method is compared with: copies of the untrained network are averaged."""
+def _reference(rows: pd.DataFrame, endpoint: Endpoint, method: str) -> list[str]:
+    """Rows that the method is compared with: copies of the untrained network are averaged.
+
+    Where rows are named alike (``var+model``, ``var+untrained``), it is the one named so.
+    """
     if endpoint.against == UNTRAINED:
+        alike = method.replace("model", UNTRAINED)
+        if alike != method and alike in set(rows["method"]):
+            return [alike]
         names = sorted(set(rows.loc[rows["role"] == "untrained", "method"]))
         if not names:
             raise UserError(

@@ -176,6 +176,10 @@ class Laboratory:
         scored = people[people["scored_in_fold"].notna()]
         done = sum(run.is_done() for run in self.runs)
         notes = [f"{done} of {len(self.runs)} runs are done"]
+        if len(revisions := {revision for run in self.runs for revision in run.revisions()}) > 1:
+            notes.append(
+                f"runs are of {len(revisions)} states of the code: {', '.join(sorted(revisions))}"
+            )
         late = json.loads((self.out / ENDPOINTS_FILE).read_text())
         notes += [
             f"declared {when}: {endpoint.title}"

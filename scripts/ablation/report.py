@@ -26,8 +26,8 @@ def markdown(
     lines += ["## Endpoints", "", *_endpoint_table(comparisons), ""]
     lines += [
         "Differences are positive where the first is better, averaged over seeds within a person; "
-        "n counts people (families as one). Interval and p (t): paired t. p (flip): sign-flip "
-        f"test. Holm: p (flip) corrected for these {len(comparisons)} comparisons.",
+        "families are clusters. Interval and p (t): paired t. p (flip): sign-flip test. Holm: "
+        f"p (flip) corrected for these {len(comparisons)} comparisons.",
         "",
     ]
     if fresh:

@@ -158,6 +158,15 @@ class Run:
         """Tasks that have not been evaluated."""
         return [task for task in self.tasks if not self.task_done(task).exists()]
 
+    def revisions(self) -> set[str]:
+        """States of the code that the run was pretrained by."""
+        path = self.path / "pretrain" / "revision.txt"
+        return (
+            {line.split(" from ")[0] for line in path.read_text().splitlines()}
+            if path.exists()
+            else set()
+        )
+
     def tidy(self) -> None:
         """Remove what can be made again: checkpoints before the latest, and stored features.
 

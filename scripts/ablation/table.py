@@ -160,17 +160,16 @@ def roles_of_rows(folder: Path) -> dict[str, str]:
         return {}
     roles = {}
     for row in json.loads(path.read_text())["rows"]:
-        role = role_of(row["kind"], row.get("representation", ""))
-        roles[row["name"]] = role
-        if "head" in row:
-            roles[f"{row['name']} ({row['head']})"] = role
+        role = role_of(row["kind"], row["representation"])
+        for name in (row["name"], f"{row['name']} ({row['head']})", row["representation"]):
+            roles[name] = role
     return roles
 
 
 def role_of(kind: Kind, representation: str) -> str:
     """What a row of a table of results is to a comparison."""
     entry = REGISTRY.get(representation)
-    if entry is not None and entry.untrained:
+    if (entry is not None and entry.untrained) or representation.startswith("untrained."):
         return "untrained"
     if kind == "baseline":
         knows_nothing = entry is not None and entry.reads == "nothing"

@@ -60,6 +60,16 @@ def test_seeds_and_untrained_copies_are_averaged_within_a_person(table):
     assert (one.n_runs, one.n_runs_planned) == (2, 2)
 
 
+def test_the_untrained_row_of_the_same_name_is_the_reference(table):
+    names = {"model": "var+model", "untrained 0": "var+untrained"}
+    renamed = table.assign(method=table["method"].replace(names))
+    e = endpoint("untrained", arms=["a"], method="var+model")
+    (one,) = compare_endpoints(plan(e), renamed, ALONE)
+    assert one.reference == "var+untrained"
+    difference = values(table, "a", "model") - values(table, "a", "untrained 0")
+    assert one.found.mean == pytest.approx(difference.mean())
+
+
 def test_the_best_raw_row_is_the_best_of_all_and_named(table):
     (one,) = compare_endpoints(plan(endpoint("best_raw", arms=["b"])), table, ALONE)
     assert one.reference == "var"
@@ -88,9 +98,12 @@ def test_a_family_counts_once(table):
     families = {("d", person): f"f{i // 2}" for i, person in enumerate(PEOPLE)}
     (one,) = compare_endpoints(plan(endpoint("ridge", arms=["a"])), table, families)
     difference = values(table, "a", "model") - values(table, "a", "ridge")
-    assert one.found.n == 4
-    expected = stats.ttest_1samp(difference.reshape(4, 2).mean(axis=1), 0).pvalue
-    assert one.found.t_p == pytest.approx(expected)
+    assert one.found.n == 8
+    # Families of two: the mean over people is that over the families' means.
+    expected = stats.ttest_1samp(difference.reshape(4, 2).mean(axis=1), 0)
+    assert one.found.t_p == pytest.approx(expected.pvalue)
+    assert one.found.low == pytest.approx(expected.confidence_interval().low)
+    assert one.found.flip_p == 2 / 2**4
 
 
 def test_p_is_corrected_for_all_comparisons_of_the_experiment(table):
@@ -206,6 +219,9 @@ def test_what_a_row_is_to_a_comparison():
     assert role_of("baseline", "majority") == "other"
     assert role_of("baseline", "chance") == "other"
     assert role_of("control", "phase_randomised") == "other"
+    assert role_of("baseline", "untrained.predictor") == "untrained"
+    assert role_of("readout", "model.encoder") == "other"
+    assert role_of("baseline", "var") == "raw"
     assert role_of("joint", "fc+model") == "other"
 
 
