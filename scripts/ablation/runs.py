@@ -105,13 +105,13 @@ class Run:
         return [*program, "--devices", device, *values]
 
     def _task_overrides(self, task: Task) -> dict[str, Any]:
-        """The split of the fold's folder first: a task may say otherwise."""
+        """The people and the split of the fold's folder first: a task may say otherwise."""
         return {
+            "data.data_path": str(self.data_dir),
             "split.source": "folder",
             **_placed(task.set, self.data_dir),
             "name": task.label,
             "output_root": str(self.path / "evaluation"),
-            "data.data_path": str(self.data_dir),
             "model.load_path": str(self.path / "pretrain"),
         }
 

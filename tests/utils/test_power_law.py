@@ -1,4 +1,4 @@
-"""Power laws: planted ones are found, intervals cover, and what is no power law is said to be none."""
+"""Power laws: planted ones are found, intervals cover, and what is none is said to be none."""
 
 import numpy as np
 import pytest
