@@ -456,6 +456,13 @@ ROWS = [
         "the ROIs kept are of the families of the smaller atlas",
     ),
     (
+        "src/utils/power_law.py",
+        "return 1 + f_distribution.ppf(level, 1, degrees) / degrees",
+        "return 1 + f_distribution.ppf(level, 1, degrees) / degrees / 2",
+        "tests/utils/test_power_law.py::test_the_interval_holds_the_planted_exponent_as_often_as_it_says",
+        "intervals of exponents cover",
+    ),
+    (
         "src/datasets/prepare/demo.py",
         ".to_numpy()[:, 1:].T",
         ".to_numpy()[:, :-1].T",
