@@ -936,8 +936,8 @@ ROWS = [
     ),
     (
         "src/models/regularizers.py",
-        "width[-1] = STEP",
-        "pass",
+        "width = torch.full_like(knots, 2 * STEP)",
+        "width = torch.full_like(knots, STEP)",
         "tests/models/test_regularizers.py::test_sigreg_is_the_integral_in_closed_form",
         "method 11.4: the integral of SIGReg",
     ),
