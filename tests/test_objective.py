@@ -202,6 +202,10 @@ IN_PARALLEL = {
     "mae": (MAE, "meta.accumulation_steps=2"),  # a head without gradient, and no static graph
     "hybrid": (HYBRID, CENTERED, "meta.accumulation_steps=1"),
     "centered": (CENTERED, "meta.loss=mse", "meta.accumulation_steps=2"),
+    "options": (
+        *(HYBRID, CENTERED, "meta.accumulation_steps=2"),
+        *("meta.attention_bias=gradient", "meta.roi_value_rank=2", "meta.time_code=few_patches"),
+    ),
 }
 
 
@@ -257,11 +261,18 @@ RUNS = {
     "hybrid": (HYBRID, CENTERED, "meta.loss=mse", "optimization.clip_grad=0.1"),
     "vicreg": ("meta.regularizer=vicreg", "meta.regularizer_weight=0.5"),
     "sigreg": (MAE, "meta.regularizer=sigreg"),
+    "options": (
+        *(HYBRID, CENTERED, "meta.loss=mse", "meta.regularizer=sigreg"),
+        *("meta.mask_mode=mixed", "optimization.clip_grad=0.5", "meta.use_bfloat16=true"),
+        *("meta.attention_bias=gradient", "meta.roi_value_rank=2", "meta.time_code=few_patches"),
+        *("data.global_signal=remove", "data.clip_sd=3"),
+    ),
 }
 PARTS = {
     "hybrid": {"loss_latent": 1.0, "loss_signal": 1.0},
     "vicreg": {"loss_latent": 1.0, "loss_regularizer": 0.5},
     "sigreg": {"loss_signal": 1.0, "loss_regularizer": 1.0},
+    "options": {"loss_latent": 1.0, "loss_signal": 1.0, "loss_regularizer": 1.0},
 }
 
 
