@@ -254,7 +254,7 @@ def measure_training(
     components = config.meta.bias_components or N_GRADIENTS
     rows.append(
         (
-            f"attention bias, {components} gradients",
+            f"attention bias, {components} dimensions",
             f"{with_bias:.2f} s, {more:.1f} GiB at most",
             f"{with_bias / fused:.2f} x a step without, {more / memory:.2f} x its memory",
         )

@@ -149,7 +149,7 @@ class MetaConfig:
     init: Literal["release", "fan_in"] = "release"
     patch_embed_std: Positive = 0.02
     attention_bias: Literal["none", "gradient"] = "none"  # by distance of ROIs (method 11.3)
-    bias_components: Count | None = None  # gradients it measures them in; unset: all
+    bias_components: Count | None = None  # dimensions it maps the gradients to; unset: all
     bias_scales: tuple[Positive, ...] | None = None  # of each head at the start; unset: 1 to 12
     bias_slopes: tuple[NonNegative, ...] | None = None  # over time; unset: .3 to 3
     time_code: Literal["published", "few_patches"] = "published"  # frequencies (method 11.3)

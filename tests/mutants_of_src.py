@@ -732,6 +732,14 @@ ROWS = [
     ),
     (
         "src/models/attention_bias.py",
+        "torch.eye(self.components, there)",
+        "torch.eye(self.components)",
+        "tests/models/test_attention_bias.py::test_fewer_components_map_all_gradients_and_begin_with"
+        "_the_first",
+        "L maps all gradients, however few its dimensions are",
+    ),
+    (
+        "src/models/attention_bias.py",
         "@ self.transform.float().mT",
         "@ self.transform.float()",
         "tests/models/test_attention_bias.py::test_the_encoder_is_that_of_the_dense_form",

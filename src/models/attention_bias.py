@@ -24,15 +24,18 @@ _MULTIPLE = 8  # what fused kernels want the width of a head to be a multiple of
 class AttentionBias(nn.Module):
     """The bias of a network's attention, one for all of its blocks.
 
-    Parameters: ``transform`` ``[heads, G, G]`` (L) and ``slope`` ``[heads]`` (s). They start as
+    Parameters: ``transform`` ``[heads, C, G]`` (L) and ``slope`` ``[heads]`` (s). They start as
     multiples of the identity from far to near, without a random draw. Weight decay would pull both
     towards no bias at all, so that networks exclude them (``no_weight_decay``).
+
+    With C < G dimensions L starts with the first C gradients. These come in the order of their
+    variance and hardly covary, so that no other start of this rank is nearer to all distances.
 
     Args:
         grid: (R, P), ROIs and time patches per ROI.
         num_heads: heads of a block.
         roi_features: ``[1, R, G]`` gradients, or centroids, in which distances are taken.
-        components: how many of their columns, the first ones; all by default.
+        components: C, dimensions that L maps all of them to; G by default.
         scales: what L starts with, squared, for each head; spread from 1 (far) to 12 by default.
         slopes: what s starts with for each head; spread from .3 to 3 by default.
 
@@ -64,7 +67,7 @@ class AttentionBias(nn.Module):
                 f"Give 1 to {there}, or null for all of them."
             )
         self.grid = grid
-        identity = torch.eye(self.components)
+        identity = torch.eye(self.components, there)
         if scales is None:
             scales = spread_over_heads(_SCALES, num_heads)
         if slopes is None:
@@ -98,8 +101,8 @@ class AttentionBias(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            place = spread_features(roi_features[0, :, : self.components])
-            place = (2 / scale) ** 0.5 * place @ self.transform.float().mT  # [heads, R, G]
+            place = spread_features(roi_features[0])
+            place = (2 / scale) ** 0.5 * place @ self.transform.float().mT  # [heads, R, C]
             place = place.to(dtype)
             norm = -0.5 * place.float().square().sum(-1, keepdim=True)
             pieces = [norm.to(dtype)]

@@ -56,7 +56,7 @@ class VisionTransformer(nn.Module):
         init_scheme: see :func:`src.models.layers.init_weights`.
         patch_embed_std: standard deviation of the patch embedding's initial weights.
         attention_bias: ``none``, or ``gradient`` for an :class:`AttentionBias` of all blocks.
-        bias_components: columns of the gradients that it measures distances in; all by default.
+        bias_components: dimensions that it maps the gradients to; as many as these by default.
         bias_scales, bias_slopes: what each head of it starts with.
         time_code: ``published`` or ``few_patches``, see :func:`src.models.pos_embed.sincos_1d`.
         roi_value_rank: rank of :class:`src.models.roi_values.RoiValues`, 0 for none.

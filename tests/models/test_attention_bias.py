@@ -75,7 +75,7 @@ def inputs():
 def dense_bias(network, tokens):
     """Method 10, term by term: ``[B, heads, K, K]`` for tokens ``[B, K]``."""
     bias = network.attention_bias
-    gradients = network.gradient_pos_embed[0].numpy()[:, : bias.components]
+    gradients = network.gradient_pos_embed[0].numpy()
     places = np.stack([column / np.sqrt(column.std()) for column in gradients.T], axis=1)
     places = torch.from_numpy(places / np.median(pdist(places))).float()
     roi, patch = tokens // PATCHES, tokens % PATCHES
@@ -238,6 +238,23 @@ def test_it_starts_from_far_to_near():
         expected = torch.eye(GRADIENTS) * torch.tensor(squares).sqrt()[:, None, None]
         torch.testing.assert_close(bias.transform.detach(), expected)
         torch.testing.assert_close(bias.slope.detach(), torch.tensor(slopes))
+
+
+def test_fewer_components_map_all_gradients_and_begin_with_the_first():
+    """Of gradients in the order of their variance this is the start nearest to that of all."""
+    torch.manual_seed(0)
+    gradients = torch.linalg.qr(torch.randn(ROIS, GRADIENTS + 1))[0][:, 1:]
+    gradients = gradients - gradients.mean(0)
+    gradients = torch.linalg.svd(gradients, full_matrices=False)[0] * torch.tensor(
+        [5.0, 3.0, 2.0, 1.0, 0.5]
+    )
+    bias = AttentionBias((ROIS, PATCHES), 3, gradients[None], components=2)
+    assert bias.transform.shape == (3, 2, GRADIENTS)
+    places = spread_features(gradients)
+    axes = torch.linalg.svd(places - places.mean(0))[2][:2]
+    for matrix, scale in zip(bias.transform.detach(), (1, 4, 12), strict=True):
+        begun = torch.pdist(places @ matrix.T)
+        torch.testing.assert_close(begun, scale**0.5 * torch.pdist(places @ axes.T))
 
 
 def test_places_have_a_median_distance_of_one():

@@ -11,7 +11,7 @@ from src.models.downstream_vit import DownstreamViT
 from src.pretrained.file_kinds import read_fine_tuned
 from src.pretrained.hub import BrainJEPAHub
 from src.pretrained.load import load_pretrained
-from tests.conftest import FRAMES, ROIS, read_latest
+from tests.conftest import COMPONENTS, FRAMES, ROIS, read_latest
 from tests.downstream_tasks.conftest import pretraining_run
 
 OPTIONS = (
@@ -44,7 +44,7 @@ def test_a_checkpoint_says_what_it_has(run, pretrained, x):
     assert (spec.attention_bias, spec.bias_components) == ("gradient", 2)
     assert (spec.time_code, spec.roi_value_rank) == ("few_patches", 3)
     assert pretrained.encoder.blocks[1].attn.roi_values.of_roi.shape == (ROIS, 3)
-    assert bias.transform.shape == (2, 2, 2)
+    assert bias.transform.shape == (2, 2, COMPONENTS)
     stored = read_latest(run)
     assert torch.equal(bias.slope, stored["target_encoder"]["module.attention_bias.slope"])
     assert "module.attention_bias.transform" in stored["predictor"]
