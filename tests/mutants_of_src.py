@@ -471,6 +471,13 @@ ROWS = [
     ),
     (
         "src/datasets/prepare/demo.py",
+        "int(match[1]) - (match[2] is None)",
+        "int(match[1])",
+        "tests/datasets/prepare/test_demo.py::test_files_of_run_01_are_numbered_one_too_high",
+        "a run is of the person whose brain it is: test people have none among the training runs",
+    ),
+    (
+        "src/datasets/prepare/demo.py",
         "valid=5, test=10, seed=SPLIT_SEED",
         "valid=10, test=5, seed=SPLIT_SEED",
         "tests/datasets/prepare/test_demo.py::test_small_wheel",

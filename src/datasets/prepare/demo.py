@@ -55,6 +55,12 @@ _MIST = "resources/MIST122_relabeled"
 # nine runs last 418 or 382 s, so 03 starts at 2 x 418 and 07 at 836 + 382 + 3 x 418.
 _RUN_START = {"01": 0.0, "03": 836.0, "07": 2472.0}
 _FIRST_EVENT = (10.0, 10.5)  # seconds into every run; checks the line above
+# In the package the series of run 01 are numbered one too high: sub-02_ts.txt is of sub-01, and so
+# on to 33. By FC, and by the SD of ROIs, each of these 32 runs is most like runs 03 and 07 of the
+# person numbered one lower, and flat ROIs agree; only the events of that person are decoded from it
+# as well as events of the other runs are. Under the numbers of the package a test person's run 01
+# would be among the training runs.
+_RUN_01 = "series files of run 01 are numbered one too high in the package; put right here"
 
 
 def write_connattractor(wheel: Path, out: Path) -> None:
@@ -72,6 +78,7 @@ def write_connattractor(wheel: Path, out: Path) -> None:
             WHEELS["connattractor"],
             processing="regional means as released; column GlobSig dropped",
             networks=networks,
+            run_01=_RUN_01,
             notes="A label that the package gives to two ROIs has the ROI's value in atlas.nii.gz "
             "added. By that image, the left/right prefixes of FP_l and PCsul are swapped.",
         )
@@ -114,10 +121,16 @@ def _mist_labels(table: bytes) -> tuple[list[str], list[str], list[str]]:
 
 
 def _find_runs(members: list[str]) -> list[tuple[str, str, str]]:
-    """Return (person, run, member) of every time-series file; the name of run 01 has no number."""
-    pattern = re.compile(rf"{_TASK}/(sub-\d+)_ts(?:_run_(\d+))?\.(?:txt|tsv)")
+    """Return (person, run, member) of every time-series file.
+
+    The name of run 01 has no number of the run, and that of a person that is one too high.
+    """
+    pattern = re.compile(rf"{_TASK}/sub-(\d+)_ts(?:_run_(\d+))?\.(?:txt|tsv)")
     found = filter(None, map(pattern.fullmatch, members))
-    return [(match[1], match[2] or "01", match[0]) for match in found]
+    return [
+        (f"sub-{int(match[1]) - (match[2] is None):02d}", match[2] or "01", match[0])
+        for match in found
+    ]
 
 
 def _read_table(archive: zipfile.ZipFile, member: str, header: list[str]) -> np.ndarray:
@@ -219,6 +232,12 @@ def make_demo(
         folder = DataFolder(out)
         if folder.description["provenance"].get("sha256") != pinned.sha256:
             raise UserError(f"{out} holds another data set; choose another folder with --out.")
+        if name == "connattractor" and "run_01" not in folder.description["provenance"]:
+            raise UserError(
+                f"{out} was written when run 01 of each person was taken to be that of another "
+                "person. Remove it and write it again: "
+                f"python -m {PACKAGE}.datasets.prepare.demo connattractor --out {out}"
+            )
         print(f"{out} is there already, nothing to do.")
         return folder
     if wheel is None:

@@ -1,6 +1,8 @@
 """The demo folders: the facts of the real wheels, and what happens with wrong ones."""
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.datasets.connectivity import correlation
 from src.datasets.folder import DataFolder
 from src.datasets.prepare import demo
 from src.datasets.prepare.demo import make_demo
@@ -64,6 +67,29 @@ def test_connattractor_runs(connattractor):
     provenance = connattractor.description["provenance"]
     assert provenance["licence"] == "GPL-3.0-or-later"
     assert len(provenance["networks"]) == 122
+
+
+@pytest.mark.parametrize("pair", [("03", "07"), ("01", "03"), ("01", "07")])
+def test_runs_of_one_id_are_of_one_person(connattractor, pair):
+    """By FC without the global signal, z-scored over people: nearly everyone is recognised."""
+    runs = connattractor.runs
+    upper = np.triu_indices(connattractor.n_rois, k=1)
+    prints = {}
+    for run in pair:
+        of_run = runs[runs["run"] == run]
+        series = [connattractor.series(i) for i in of_run.index]
+        fc = [correlation((one - one.mean(0)).astype(float))[upper] for one in series]
+        prints[run] = dict(zip(of_run["participant_id"], fc, strict=True))
+    people = sorted(set(prints[pair[0]]) & set(prints[pair[1]]))
+    assert len(people) >= 32
+    first, second = (np.stack([prints[run][p] for p in people]) for run in pair)
+    scored = z_score_columns(first), z_score_columns(second)
+    found = np.corrcoef(*scored)[: len(people), len(people) :].argmax(axis=1)
+    assert (found == np.arange(len(people))).sum() >= len(people) - 3
+
+
+def z_score_columns(values):
+    return (values - values.mean(0)) / np.maximum(values.std(0), 1e-9)
 
 
 def test_connattractor_zero_variance_rois(connattractor):
@@ -173,6 +199,26 @@ def test_small_wheel(tmp_path):
     assert folder.roi_labels == ("A_1", "B", "A_3")
     assert folder.runs["mean_fd"].eq(0.2).all()
     assert folder.runs["split"].value_counts().to_dict() == {"test": 10, "valid": 5, "train": 1}
+
+
+def test_files_of_run_01_are_numbered_one_too_high():
+    task = "resources/ex_timeseries_task"
+    runs = demo._find_runs([f"{task}/sub-02_ts.txt", f"{task}/sub-02_ts_run_03.tsv"])
+    assert runs == [
+        ("sub-01", "01", f"{task}/sub-02_ts.txt"),
+        ("sub-02", "03", f"{task}/sub-02_ts_run_03.tsv"),
+    ]
+
+
+def test_a_folder_with_runs_01_of_other_people_is_refused(connattractor, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(connattractor.path, old)
+    path = old / "dataset.json"
+    description = json.loads(path.read_text())
+    del description["provenance"]["run_01"]
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="another person. Remove it"):
+        make_demo("connattractor", old)
 
 
 def test_a_series_is_the_table_without_globsig(tmp_path):
