@@ -217,7 +217,7 @@ def test_a_folder_with_runs_01_of_other_people_is_refused(connattractor, tmp_pat
     description = json.loads(path.read_text())
     del description["provenance"]["run_01"]
     path.write_text(json.dumps(description))
-    with pytest.raises(UserError, match="another person. Remove it"):
+    with pytest.raises(UserError, match=r"another person\. Remove it"):
         make_demo("connattractor", old)
 
 
