@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from downstream_tasks.config_checks import task_from_dict
-from downstream_tasks.task_files import TASK_FOLDER, load_task, task_names, task_path
+from downstream_tasks.task_files import TASK_FOLDER, load_task, load_tasks, task_names, task_path
 from src.utils.errors import UserError
 
 FILES = [TASK_FOLDER / f"{name}.yaml" for name in task_names()]
@@ -34,13 +34,15 @@ def test_every_task_has_its_file():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_task_files_load_and_every_line_is_commented(path: Path):
-    config = load_task(path.stem)
-    assert config.name == path.stem
-    assert config.output_dir == Path("output_dirs") / path.stem / config.protocol
+    configs = load_tasks(path.stem)
+    for config in configs:
+        assert config.name == path.stem
+        target = [config.data.target] if len(configs) > 1 else []
+        assert config.output_dir == Path("output_dirs", path.stem, config.protocol, *target)
+        again = task_from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), "again")
+        assert again == config
     for line in path.read_text().splitlines():
         assert "#" in line or line.rstrip().endswith(":"), line
-    again = task_from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())), "again")
-    assert again == config
 
 
 def test_published_settings_are_the_defaults():
