@@ -35,7 +35,7 @@ from downstream_tasks.report.write import write_results
 from downstream_tasks.scoring.design import Design
 from downstream_tasks.scoring.fingerprint import matched, score_hits, similarities, z_score
 from downstream_tasks.scoring.intervals import metrics_of, summarise
-from downstream_tasks.scoring.pairs import PairScores, compare_pairs, score_pairs
+from downstream_tasks.scoring.pairs import PairScores, compare_pairs, score_pairs, score_people
 from downstream_tasks.scoring.weighted import ScoredRun
 from src.utils.errors import UserError
 from src.utils.files import replacing
@@ -43,6 +43,7 @@ from src.utils.logging import git_revision, setup_logging
 
 METRICS = ("identification", "same_person_auc", "forward", "backward")
 Z_SCORED = "correlation, z-scored over people"
+PEOPLE_FILE = "people.csv"
 DESIGN = Design("one_split", n_train=0, n_test=0)  # nothing is trained
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         Representations(with_seed(config, seed), shown, pretrained, device)
         for seed in range(config.fingerprint.untrained_seeds)
     ]
-    rows, runs_of, pairs_of, predictions = [], {}, {}, []
+    rows, runs_of, pairs_of, predictions, of_people = [], {}, {}, [], []
     for name in ("model", *config.evaluation.readouts, *config.baselines):
         entry = REGISTRY[name]
         if entry.reads == "nothing":
@@ -84,6 +85,7 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
             row, hits, pairs = score_row(entry, head, prints, cohort.unit_groups)
             rows.append(row)
             runs_of[row.label], pairs_of[row.label] = hits, pairs
+            of_people.append(people_table(name, head, prints, people))
             for place, similarity in prints:
                 forward, backward = matched(similarity)
                 predictions.append(
@@ -137,6 +139,8 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     draw_table(folder_out, results)
     with replacing(folder_out / "predictions.tsv") as file:
         pd.concat(predictions).to_csv(file, sep="\t", index=False, na_rep="n/a")
+    with replacing(folder_out / PEOPLE_FILE) as file:
+        pd.concat(of_people).to_csv(file, index=False, na_rep="n/a", float_format="%.6g")
     return results
 
 
@@ -198,3 +202,26 @@ def score_row(
         entry.title, head, entry.kind, results, intervals, representation=entry.name
     )
     return row, hits["identification"], together
+
+
+def people_table(
+    name: str, head: str, prints: Sequence[Fingerprint], people: np.ndarray
+) -> pd.DataFrame:
+    """Scores of each person by a representation, as ``people.csv`` has them.
+
+    ``variant`` is correlation or z_scored (over people, first). ``identification`` is of both ways,
+    ``person_auc`` that of :func:`score_people`; both are means over clips and networks.
+    """
+    similarity = [each for _, each in prints]
+    own = np.arange(len(people))
+    hits = [way == own for each in similarity for way in matched(each)]
+    return pd.DataFrame(
+        {
+            "protocol": "fingerprint",
+            "variant": "z_scored" if head == Z_SCORED else "correlation",
+            "method": name,
+            "participant_id": people,
+            "identification": np.mean(hits, axis=0),
+            "person_auc": score_people(similarity),
+        }
+    )

@@ -1420,6 +1420,27 @@ ROWS = [
         "relatives are not independent",
     ),
     (
+        "scripts/ablation/table.py",
+        '("seed", "fold", "draw")',
+        '("seed", "fold")',
+        "tests/scripts/ablation/test_endpoints.py::test_draws_of_few_events_are_scored_apart_and_averaged",
+        "scores of heads that were fitted to other events are not of one scale",
+    ),
+    (
+        "scripts/ablation/endpoints.py",
+        "method.replace(BEST_RAW, _best_raw(own, endpoint))",
+        'method.replace(BEST_RAW, "ridge")',
+        "tests/scripts/ablation/test_endpoints.py::test_features_stacked_on_the_best_raw_row_are_compared_with_that_row",
+        "what is added to a baseline is added to the best one",
+    ),
+    (
+        "downstream_tasks/scoring/pairs.py",
+        "for each in (similarity, similarity.T)]",
+        "for each in (similarity, similarity)]",
+        "tests/downstream_tasks/scoring/test_pairs.py::test_the_score_of_a_person_is_over_pairs_of_theirs",
+        "a person is asked for both ways",
+    ),
+    (
         "scripts/ablation/statistics.py",
         "holm_of_tests(p[~np.isnan(p)])",
         "holm_of_tests(p)[~np.isnan(p)]",

@@ -52,6 +52,26 @@ def score_pairs(similarities: Sequence[np.ndarray], clusters: np.ndarray) -> Pai
     )
 
 
+def score_people(similarities: Sequence[np.ndarray]) -> np.ndarray:
+    """How often the own pair of each person is more alike than a pair of theirs: ``[n]``.
+
+    Theirs are those of one of their runs with another person's; ties count by half. The mean over
+    matrices, NaN for a single person. Chance is .5. Unlike the AUC it compares a person's pair with
+    pairs of the same person only, so that the scores of people are nearly independent: a paired t
+    test of two equally good methods over 33 people finds a difference in 4 to 7 % of simulations.
+    """
+    n = len(similarities[0])
+    if n < 2:
+        return np.full(n, np.nan)
+    others = ~np.eye(n, dtype=bool)
+    found = []
+    for similarity in similarities:
+        own = np.diag(similarity)
+        more = [np.sign(own[:, None] - each) for each in (similarity, similarity.T)]
+        found.append(np.mean([np.sum(one * others, axis=1) for one in more], axis=0) / (n - 1))
+    return (1 + np.mean(found, axis=0)) / 2
+
+
 def compare_pairs(a: PairScores, b: PairScores) -> PairedComparison:
     """The difference of two scores of the same people, with its 95 % interval and p (jackknife)."""
     difference, df = a.auc - b.auc, len(a.without) - 1

@@ -65,8 +65,8 @@ def seconds_per_step(lab: Laboratory, run: Run, device: str, jobs: int) -> float
     config = run.config
     clips = config.data.batch_size * config.meta.accumulation_steps
     (where,) = parse_devices([device])
-    small = replace(config, data=replace(config.data, batch_size=1), meta=replace(config.meta))
-    one, _, _ = measure_step(small, config.meta.attn_mode, where, repeats=2)
+    small = replace(config, data=replace(config.data, batch_size=1))
+    one, _, _ = measure_step(small, {}, where, repeats=2)
     torch.set_num_threads(threads)
     return one * clips
 

@@ -89,7 +89,10 @@ def _compare(
     own = rows[rows["arm"] == arm]
     if own.empty:
         return None
-    method = _method(own, endpoint, endpoint.method)
+    method = endpoint.method
+    if method.startswith(f"{BEST_RAW}+"):
+        method = method.replace(BEST_RAW, _best_raw(own, endpoint))
+    method = _method(own, endpoint, method)
     if endpoint.against.startswith(ARM):
         other = endpoint.against.removeprefix(ARM)
         theirs = rows[rows["arm"] == other]
@@ -165,10 +168,13 @@ def _reference(rows: pd.DataFrame, endpoint: Endpoint, method: str) -> list[str]
             )
         return names
     if endpoint.against == BEST_RAW:
-        raw = rows[rows["role"] == "raw"]
-        if raw.empty:
-            raise UserError(f"endpoint '{endpoint.title}': {endpoint.task} has no raw baseline.")
-        means = raw.groupby("method")["value"].mean()
-        best = means.idxmin() if endpoint.metric in LESS_IS_BETTER else means.idxmax()
-        return [str(best)]
+        return [_best_raw(rows, endpoint)]
     return [_method(rows, endpoint, endpoint.against)]
+
+
+def _best_raw(rows: pd.DataFrame, endpoint: Endpoint) -> str:
+    raw = rows[rows["role"] == "raw"]
+    if raw.empty:
+        raise UserError(f"endpoint '{endpoint.title}': {endpoint.task} has no raw baseline.")
+    means = raw.groupby("method")["value"].mean()
+    return str(means.idxmin() if endpoint.metric in LESS_IS_BETTER else means.idxmax())

@@ -91,7 +91,8 @@ class Endpoint:
     """What is compared: a row of a task, with another row of the same arm or with another arm.
 
     Attributes:
-        method: a row; empty for that of the model, if it has one only.
+        method: a row; empty for that of the model, if it has one only. ``best_raw+model`` is the
+            model's features stacked on the best row without an encoder.
         against: ``untrained``, ``best_raw`` (the best row without an encoder, picked on these very
             people, in its favour), the name of a row, or ``arm NAME`` (the same row of that arm).
         arms: whose rows; empty for all.

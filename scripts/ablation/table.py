@@ -1,7 +1,7 @@
 """One tidy table of what every run scored, a line for each person: ``results.csv``.
 
-Protocols that score people themselves write ``people.csv``; of the others the score of a person is
-computed here from what was predicted for the runs or events of that person.
+Signal protocols and fingerprints score people themselves and write ``people.csv``; of other tasks
+the score of a person is computed here from what was predicted for their runs or events.
 """
 
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from downstream_tasks.features.registry import REGISTRY, Kind
 from downstream_tasks.report.comparisons import CHANCE
@@ -116,41 +115,44 @@ def _mean(scores: pd.DataFrame) -> pd.DataFrame:
 def _scores_of_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     """Scores of each person by each row in each run of the evaluation, then the mean over runs."""
     table = predictions.assign(method=predictions["method"] + " (" + predictions["head"] + ")")
-    keys = ["method", "participant_id", *(k for k in ("seed", "fold") if k in table)]
-    lines = []
-    for key, rows in table.groupby(keys, sort=False, dropna=False):
-        found = dict(zip(keys, key, strict=True))
-        for metric, value in _metrics(rows).items():
-            lines.append({**found, "variant": "", "metric": metric, "value": value})
-    return _mean(pd.DataFrame(lines))
+    keys = ["method", "participant_id", *(k for k in ("seed", "fold", "draw") if k in table)]
+    scores = _metrics(table, keys).reset_index()
+    metrics = [name for name in scores if name not in keys]
+    return _mean(scores.melt(keys, metrics, "metric", "value").assign(variant=""))
 
 
-def _metrics(rows: pd.DataFrame) -> dict[str, float]:
-    """Of the runs or events of one person."""
-    if "forward" in rows:
-        person = rows["participant_id"]
-        hits = [(rows[way] == person).mean() for way in ("forward", "backward")]
-        return {"identification": float(np.mean(hits))}
-    if "risk" in rows:
+def _metrics(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Of the runs or events of each person: a column for each metric, indexed by ``keys``."""
+    if "risk" in table:
         raise UserError("a risk is no score of a person: survival tasks cannot be endpoints here.")
-    probabilities = [name for name in rows if name.startswith("p_")]
+    probabilities = [name for name in table if name.startswith("p_")]
     if not probabilities:
-        error = rows["predicted"].astype(float) - rows["target"].astype(float)
-        return {
-            "squared_error": float((error**2).mean()),
-            "absolute_error": float(error.abs().mean()),
-        }
-    right = rows["predicted"] == rows["target"]
-    of_classes = right.groupby(rows["target"]).mean()
-    found = {"accuracy": float(right.mean()), "balanced_accuracy": float(of_classes.mean())}
+        error = table["predicted"].astype(float) - table["target"].astype(float)
+        scores = table.assign(squared_error=error**2, absolute_error=error.abs())
+        metrics = ["squared_error", "absolute_error"]
+        return scores.groupby(keys, sort=False, dropna=False)[metrics].mean()
+    table = table.assign(right=(table["predicted"] == table["target"]).astype(float))
+    of_classes = table.groupby([*keys, "target"], sort=False, dropna=False)["right"].mean()
+    found = {
+        "accuracy": table.groupby(keys, sort=False, dropna=False)["right"].mean(),
+        "balanced_accuracy": of_classes.groupby(keys, sort=False, dropna=False).mean(),
+    }
     if len(probabilities) == 2:
-        positive = probabilities[1].removeprefix("p_")
-        is_positive = rows["target"] == positive
-        both = is_positive.nunique() == 2
-        found["auroc"] = (
-            float(roc_auc_score(is_positive, rows[probabilities[1]])) if both else np.nan
-        )
-    return found
+        found["auroc"] = _auroc(table, keys, probabilities[1])
+    return pd.DataFrame(found)
+
+
+def _auroc(table: pd.DataFrame, keys: list[str], column: str) -> pd.Series:
+    """Area under the ROC curve of each group, by ranks; NaN where it has one class only."""
+    table = table.assign(
+        positive=table["target"] == column.removeprefix("p_"),
+        rank=table.groupby(keys, sort=False, dropna=False)[column].rank(),
+    )
+    table["of_positive"] = table["rank"].where(table["positive"], 0.0)
+    groups = table.groupby(keys, sort=False, dropna=False)
+    n, n_positive = groups.size(), groups["positive"].sum()
+    pairs = (n_positive * (n - n_positive)).replace(0, np.nan)
+    return (groups["of_positive"].sum() - n_positive * (n_positive + 1) / 2) / pairs
 
 
 def roles_of_rows(folder: Path) -> dict[str, str]:

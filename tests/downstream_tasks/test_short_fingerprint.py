@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from downstream_tasks import main_fingerprint
 from downstream_tasks.config_checks import task_from_dict
 from downstream_tasks.report.checkpoints import compare_checkpoints
+from scripts.ablation.table import person_scores
 from src.datasets.folder import DataFolder
 from src.utils.errors import UserError
 from tests.downstream_tasks.conftest import CPU, labelled_folder, write_checkpoint
@@ -108,6 +109,25 @@ def test_several_untrained_networks_are_averaged(task):
                 == (model.label, row.label)]  # fmt: skip
     expected = model.mean["identification"] - row.mean["identification"]
     assert found.difference == pytest.approx(expected)
+
+
+def test_scores_of_people_are_means_over_clips_and_networks(files, task):
+    config = task(evaluation={"baselines": ["log_sd", "random_weights"]}, untrained_seeds=2)
+    results = main_fingerprint.run(config, CPU)
+    table = pd.read_csv(config.output_dir / "people.csv", dtype={"participant_id": str})
+    assert table.groupby(["variant", "method"]).size().eq(20).all()
+    means = table.groupby(["variant", "method"])["identification"].mean()
+    for row in results.rows[:-1]:
+        variant = "z_scored" if row.head == main_fingerprint.Z_SCORED else "correlation"
+        found = means[variant, row.representation]
+        assert found == pytest.approx(row.mean["identification"], abs=1e-6)
+    of_one = table[(table["method"] == "log_sd") & (table["variant"] == "correlation")]
+    aucs, _ = by_hand(files[0], z_scored=False)
+    assert of_one["person_auc"].mean() == pytest.approx(np.mean(aucs), abs=0.05)
+    scores = person_scores(config.output_dir)
+    roles = dict(zip(scores["method"], scores["role"], strict=True))
+    assert roles == {"model": "model", "random_weights": "untrained", "log_sd": "raw"}
+    assert set(scores["metric"]) == {"identification", "person_auc"}
 
 
 def test_one_clip_apart_is_the_centre_as_before(task):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from downstream_tasks.scoring.pairs import compare_pairs, score_pairs
+from downstream_tasks.scoring.pairs import compare_pairs, score_pairs, score_people
 
 
 def matrices(signal: float, n: int = 12, seed: int = 0, ties: bool = False) -> list[np.ndarray]:
@@ -28,6 +28,19 @@ def test_the_score_and_what_it_is_without_each_family(ties, size):
         kept = np.flatnonzero(families != c)
         expected = np.mean([auc(one[np.ix_(kept, kept)]) for one in found])
         assert without == pytest.approx(expected)
+
+
+def test_the_score_of_a_person_is_over_pairs_of_theirs():
+    found, n = matrices(1.0, ties=True), 12
+    expected = np.zeros(n)
+    for similarity in found:
+        for i in range(n):
+            of_two = [(i, j) for j in range(n) if j != i] + [(j, i) for j in range(n) if j != i]
+            less = [similarity[pair] < similarity[i, i] for pair in of_two]
+            ties = [similarity[pair] == similarity[i, i] for pair in of_two]
+            expected[i] += (np.sum(less) + np.sum(ties) / 2) / len(of_two) / len(found)
+    np.testing.assert_allclose(score_people(found), expected)
+    assert np.isnan(score_people([np.ones((1, 1))])).all()
 
 
 def test_a_difference_is_judged_by_the_pseudo_values_of_people():

@@ -77,6 +77,19 @@ def test_the_best_raw_row_is_the_best_of_all_and_named(table):
     assert one.found.mean == pytest.approx(difference.mean())
 
 
+def test_features_stacked_on_the_best_raw_row_are_compared_with_that_row(table):
+    stacked = [table[table["role"] == "model"].assign(method=f"{name}+model", role="other")
+               for name in ("ridge", "var")]  # fmt: skip
+    both = pd.concat([table, stacked[0], stacked[1].assign(value=lambda t: t["value"] + 7)])
+    e = endpoint("best_raw", arms=["b"], method="best_raw+model")
+    (one,) = compare_endpoints(plan(e), both, ALONE)
+    assert (one.method, one.reference) == ("var+model", "var")
+    difference = values(both, "b", "var+model") - values(both, "b", "var")
+    assert one.found.mean == pytest.approx(difference.mean())
+    with pytest.raises(UserError, match=r"t has no row 'var\+model'"):
+        compare_endpoints(plan(e), table, ALONE)
+
+
 def test_an_arm_is_compared_with_the_same_row_of_another_and_not_with_itself(table):
     (one,) = compare_endpoints(plan(endpoint("arm a", method="ridge")), table, ALONE)
     assert (one.arm, one.reference) == ("b", "a")
@@ -189,15 +202,22 @@ def test_scores_of_the_seeds_of_an_evaluation_are_averaged(tmp_path):
     assert score(person_scores(tmp_path), "7", "squared_error") == pytest.approx((1 + 4) / 2)
 
 
-def test_a_person_is_identified_both_ways_or_one(tmp_path):
+def test_draws_of_few_events_are_scored_apart_and_averaged(tmp_path):
+    """A shift between draws would change the AUROC of their events together; ties count by half."""
+    rng = np.random.default_rng(1)
     rows = [
-        {"method": "M", "head": "h", "participant_id": "a", "forward": "a", "backward": "b"},
-        {"method": "M", "head": "h", "participant_id": "b", "forward": "b", "backward": "b"},
-    ]
+        {"method": "M", "head": "h", "seed": 0, "fold": None, "draw": draw, "participant_id": "3",
+         "target": "ab"[event % 2], "p_a": 1 - p, "p_b": p, "predicted": "ab"[p > 0.5]}
+        for draw in range(5) for event in range(12)
+        for p in [round(rng.uniform() / 5 + draw / 5, 1)]
+    ]  # fmt: skip
+    rows += [{**rows[0], "participant_id": "4"}]  # of one class only
     write_predictions(tmp_path, rows)
-    scores = person_scores(tmp_path)
-    assert score(scores, "a", "identification") == 0.5
-    assert score(scores, "b", "identification") == 1.0
+    scores, table = person_scores(tmp_path), pd.DataFrame(rows[:-1])
+    expected = [roc_auc_score(of["target"] == "b", of["p_b"]) for _, of in table.groupby("draw")]
+    assert score(scores, "3", "auroc") == pytest.approx(np.mean(expected))
+    assert roc_auc_score(table["target"] == "b", table["p_b"]) != pytest.approx(np.mean(expected))
+    assert np.isnan(score(scores, "4", "auroc"))
 
 
 def test_people_scored_by_the_protocol_are_taken_as_they_are(tmp_path):

