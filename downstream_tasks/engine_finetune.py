@@ -241,6 +241,7 @@ def describe_memory(model: DownstreamViT, ft: FineTuneConfig, ranks: Ranks) -> N
         encoder.blocks,
         ft.batch_size,
         encoder.num_patches,
+        bias=encoder.attention_bias,
         bfloat16=ft.use_bfloat16 and has_bfloat16(ranks.device),
         recompute=ft.gradient_checkpointing,
     )

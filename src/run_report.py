@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from .config import Config
 from .datasets.fmri import FMRIDataset
@@ -241,32 +242,35 @@ def _describe_memory(
 ) -> None:
     """Log the estimated memory of a training step, and warn if it does not fit.
 
-    Tokens are those of the largest of ``masks``. Activations are those that the encoder keeps of
-    the context and the predictor of context and targets, or, if that is more, those that pass
-    through the target encoder, which sees all tokens and keeps none.
+    Activations are those that the encoder keeps of the context and the predictor of context and
+    targets, for the largest of ``masks``, or, if that is more, those that pass through the target
+    encoder, which sees all tokens and keeps none.
     """
     bfloat16 = config.meta.use_bfloat16 and has_bfloat16(ranks.device)
-    context = max(batch.seen.shape[1] for batch in masks)
-    hidden = max(batch.targets.shape[1] for batch in masks)
-    encoder, predictor, target = (
-        Blocks.from_modules(
+
+    def of(network: nn.Module, blocks: nn.ModuleList, tokens: int) -> Blocks:
+        return Blocks.from_modules(
             blocks,
             config.data.batch_size,
             tokens,
+            bias=network.attention_bias,
             bfloat16=bfloat16,
             recompute=config.meta.gradient_checkpointing,
         )
-        for blocks, tokens in (
-            (networks.encoder.blocks, context),
-            (networks.predictor.predictor_blocks, context + hidden),
-            (networks.target_encoder.blocks, math.prod(config.grid)),
-        )
-    )
-    kept = encoder.activations() + predictor.activations()
+
+    encoder, predictor = networks.encoder, networks.predictor
+    target_encoder = networks.target_encoder
+    kept = []
+    for batch in masks:
+        context, hidden = batch.seen.shape[1], batch.targets.shape[1]
+        seeing = of(encoder, encoder.blocks, context)
+        guessing = of(predictor, predictor.predictor_blocks, context + hidden)
+        kept.append(seeing.activations() + guessing.activations())
+    target = of(target_encoder, target_encoder.blocks, math.prod(config.grid))
     MemoryEstimate.from_modules(
-        [networks.encoder, networks.predictor],
-        [networks.target_encoder],
-        max(kept, target.passing()),
+        [encoder, predictor],
+        [target_encoder],
+        max(*kept, target.passing()),
     ).report(
         ranks.device,
         ranks.world_size,

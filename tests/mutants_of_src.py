@@ -2204,6 +2204,13 @@ ROWS = [
     ),
     (
         "src/utils/memory.py",
+        "block += self.clips * self.tokens * self.extra * bytes_each",
+        "block += 0",
+        "tests/utils/test_memory.py::test_attention_bias_and_values_of_rois_are_counted",
+        "the dimensions of an attention bias take memory too",
+    ),
+    (
+        "src/utils/memory.py",
         "return self.depth * block\n",
         "return block\n",
         "tests/utils/test_memory.py::test_activations_are_those_that_autograd_keeps",

@@ -6,6 +6,7 @@ does not see what depends on (r, p) alone. So a few more dimensions of query and
 exactly, and any attention kernel can be used.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -116,6 +117,12 @@ class AttentionBias(nn.Module):
         key = self._all_tokens([place, *pieces], later.expand(len(slope), -1, -1), masks)
         return ExtraDimensions(query, key)
 
+    def width(self, dtype: torch.dtype | None = None) -> int:
+        """Dimensions that each head gets in ``dtype``, float32 by default."""
+        places = self.transform.shape[1]
+        lengths = 1 if dtype in (None, torch.float32) else 2
+        return _MULTIPLE * math.ceil((places + lengths + self.grid[1] - 1) / _MULTIPLE)
+
     def _later(self, dtype: torch.dtype) -> Tensor:
         """Indicators ``[P, P - 1]`` of p > t: ``|p - p'|`` is the number of t that lie between.
 
@@ -133,7 +140,7 @@ class AttentionBias(nn.Module):
             *(part.unsqueeze(2).expand(-1, -1, patches, -1) for part in of_rois),
             of_patches.unsqueeze(1).expand(-1, rois, -1, -1),
         ]
-        zeros = -sum(part.shape[-1] for part in parts) % _MULTIPLE
+        zeros = self.width(of_patches.dtype) - sum(part.shape[-1] for part in parts)
         tokens = F.pad(torch.cat(parts, dim=-1), (0, zeros)).flatten(1, 2)[None]
         if masks is None:
             return tokens

@@ -32,6 +32,7 @@ class Blocks:
         fused: whether attention is computed without its N x N matrix.
         bfloat16: whether autocast is on.
         recompute: whether activations are recomputed in the backward pass.
+        extra: numbers that a bias and value maps of ROIs keep per token and block.
     """
 
     clips: int
@@ -42,35 +43,54 @@ class Blocks:
     fused: bool = True
     bfloat16: bool = False
     recompute: bool = False
+    extra: int = 0
 
     @classmethod
     def from_modules(
-        cls, blocks: nn.ModuleList, clips: int, tokens: int, *, bfloat16: bool, recompute: bool
+        cls,
+        blocks: nn.ModuleList,
+        clips: int,
+        tokens: int,
+        *,
+        bias: nn.Module | None = None,
+        bfloat16: bool,
+        recompute: bool,
     ) -> "Blocks":
-        """Read width, depth, heads and kind of attention off timm's ``blocks``."""
-        attention = blocks[0].attn
+        """Read width, depth, heads and kind of attention off ``blocks`` and their ``bias``."""
+        attention, extra = blocks[0].attn, 0
+        width = attention.qkv.in_features
+        if bias is not None:  # of query, key, value and output of each head
+            extra = 4 * attention.num_heads * bias.width(torch.bfloat16 if bfloat16 else None)
+        if hasattr(attention, "roi_values"):
+            extra += 3 * attention.roi_values.of_roi.shape[1]
+            extra += width if bfloat16 else 0  # autocast casts their input once more
+        if extra:  # what attention keeps is no view of the projection's output, or of its own
+            extra += width
         return cls(
             clips,
             tokens,
-            width=attention.qkv.in_features,
+            width=width,
             depth=len(blocks),
             heads=attention.num_heads,
             fused=attention.fused_attn,
             bfloat16=bfloat16,
             recompute=recompute,
+            extra=extra,
         )
 
     def activations(self) -> int:
         """Bytes kept for the backward pass.
 
-        ``clips x tokens x width x depth`` times 64 (float32) or 36 (bfloat16), and unless attention
-        is fused ``clips x heads x tokens^2 x depth`` times 4 or 2. Recomputing keeps the input of
-        each block, and all of one block at a time.
+        ``clips x tokens x width x depth`` times 64 (float32) or 36 (bfloat16),
+        ``clips x tokens x extra x depth`` times 4 or 2, and unless attention is fused
+        ``clips x heads x tokens^2 x depth`` times the same. Recomputing keeps the input of each
+        block, and all of one block at a time.
         """
         numbers = self.clips * self.tokens * self.width
+        bytes_each = FLOAT32 // 2 if self.bfloat16 else FLOAT32
         block = numbers * (KEPT_BFLOAT16 if self.bfloat16 else KEPT_FLOAT32)
+        block += self.clips * self.tokens * self.extra * bytes_each
         if not self.fused:
-            bytes_each = FLOAT32 // 2 if self.bfloat16 else FLOAT32
             block += self.clips * self.heads * self.tokens**2 * bytes_each
         if self.recompute:
             return self.depth * numbers * FLOAT32 + block

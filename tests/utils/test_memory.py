@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.models.layers import LAYER_NORM, build_blocks, run_blocks
+from src.models.layers import LAYER_NORM, build_blocks, run_blocks, token_extras
+from src.models.vision_transformer import VisionTransformer
 from src.utils import memory
 from src.utils.memory import GIB, Blocks, MemoryEstimate, available_bytes
 
@@ -51,6 +52,37 @@ def test_activations_are_those_that_autograd_keeps(attn_mode, bfloat16):
     assert estimate.activations() == pytest.approx(kept, rel=0.05)
     again = Blocks.from_modules(blocks, 2, 150, bfloat16=bfloat16, recompute=True)
     assert again.activations() < 0.5 * kept
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(
+    ("attention_bias", "rank"), [("gradient", 0), ("none", 3), ("gradient", 3)]
+)
+def test_attention_bias_and_values_of_rois_are_counted(attention_bias, rank, bfloat16):
+    network = VisionTransformer(
+        (30, 5),
+        1,
+        embed_dim=48,
+        depth=6,
+        num_heads=4,
+        gradient_pos_embed=torch.randn(1, 30, 9),
+        attention_bias=attention_bias,
+        roi_value_rank=rank,
+        attn_mode="sdpa",
+    )
+    x = torch.randn(2, 150, 48, requires_grad=True)
+    bias = network.attention_bias
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        extras = token_extras(network, network.blocks, (30, 5), None)
+        kept = kept_bytes(
+            lambda: run_blocks(network.blocks, x, extras=extras), list(network.parameters())
+        )
+    if bfloat16:  # the weights' copies
+        kept -= 2 * sum(p.numel() for p in network.blocks.parameters() if p.ndim > 1)
+    estimate = Blocks.from_modules(
+        network.blocks, 2, 150, bias=bias, bfloat16=bfloat16, recompute=False
+    )
+    assert estimate.activations() == pytest.approx(kept, rel=0.05)
 
 
 def test_a_parameter_that_learns_takes_16_bytes_and_one_that_is_averaged_4():
