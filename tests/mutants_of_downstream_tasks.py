@@ -1420,6 +1420,27 @@ ROWS = [
         "relatives are not independent",
     ),
     (
+        "scripts/ablation/laboratory.py",
+        "compare_endpoints(self.plan, table[~known], groups)",
+        "compare_endpoints(self.plan, table[known], groups)",
+        "tests/scripts/ablation/test_laboratory.py::test_who_was_read_in_a_choice_is_counted_and_the_endpoints_are_given_without_them",
+        "the second table is of people by whom nothing was chosen",
+    ),
+    (
+        "scripts/ablation/laboratory.py",
+        "if len(people) and has_results(path.parent):",
+        "if len(people):",
+        "tests/scripts/ablation/test_laboratory.py::test_who_was_read_in_a_choice_is_counted_and_the_endpoints_are_given_without_them",
+        "an experiment that has scored nobody has chosen nothing",
+    ),
+    (
+        "scripts/ablation/endpoints.py",
+        'rows = table[(table["task"] == endpoint.task) & (table["data"] == data)]',
+        'rows = table[table["task"] == endpoint.task]',
+        "tests/scripts/ablation/test_laboratory.py::test_people_of_two_data_sets_are_told_apart_though_their_ids_are_the_same",
+        "people of one id in two data sets are two people",
+    ),
+    (
         "scripts/ablation/table.py",
         '("seed", "fold", "draw")',
         '("seed", "fold")',

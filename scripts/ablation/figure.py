@@ -77,7 +77,10 @@ def _draw_forest(axes: Axes, comparisons: Sequence[Comparison]) -> None:
         tick.set_fontweight(weight)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel("paired difference over people, mean and 95 % interval (positive: better)")
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_xlabel(
+        "paired difference over people, mean and 95 % interval (positive: better)", fontsize=8
+    )
 
 
 def _curves(comparisons: Sequence[Comparison]) -> list[tuple[str, str, str, str]]:

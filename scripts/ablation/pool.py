@@ -173,6 +173,7 @@ def _fill(run: Run, device: str, programs: Programs, lock: int) -> Outcome:
             return _ended(run, "pretraining", code, programs, log)
         took = {"steps": run.total_steps - before, "seconds": time.monotonic() - start}
         write_text(run.path / PRETRAINED, json.dumps(took))
+        logger.info("%s: pretrained in %.0f s; the evaluation begins", run.name, took["seconds"])
     for task in run.tasks_left():
         start = time.monotonic()
         run.task_done(task).parent.mkdir(parents=True, exist_ok=True)

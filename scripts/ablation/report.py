@@ -81,11 +81,19 @@ def _endpoint_table(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _mean_tables(plan: Plan, table: pd.DataFrame) -> list[str]:
-    """A table for each data set, task, variant and metric: rows are methods, columns are arms."""
+    """A table for each data set, task, variant and metric: rows are methods, columns are arms.
+
+    Of tasks with endpoints, the metrics that these name; results.csv has all.
+    """
     lines: list[str] = []
+    named = {(e.task, e.metric) for e in plan.endpoints}
+    tasks = {task for task, _ in named}
     arms = [arm.name for arm in plan.arms if arm.name in set(table["arm"])]
     keys = ["data", "task", "variant", "metric"]
     for key, rows in table.groupby(keys, sort=False):
+        _, task, _, metric = key
+        if task in tasks and (task, metric) not in named:
+            continue
         by_person = rows.groupby(["method", "arm", "participant_id"], sort=False)["value"].mean()
         means = by_person.groupby(["method", "arm"], sort=False).mean().unstack("arm")
         n = rows["participant_id"].nunique()
