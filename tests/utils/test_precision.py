@@ -34,6 +34,12 @@ SYNCHRONISING = (
     *("aten.is_nonzero", "aten._unique2", "aten.bincount", "aten.unique_consecutive"),
 )
 
+OPTIONS = (
+    *("meta.objective=hybrid", "meta.targets=centered", "meta.regularizer=vicreg"),
+    *("meta.attention_bias=gradient", "meta.bias_components=2", "meta.roi_value_rank=2"),
+    *("meta.mask_mode=mixed", "data.global_signal=remove"),
+)
+
 
 @pytest.fixture(scope="module")
 def float32(data, tmp_path_factory) -> Path:
@@ -118,10 +124,11 @@ def test_recomputing_activations_in_two_processes_changes_no_loss(data, tmp_path
 
 
 @pytest.mark.slow
-def test_compiled_training_equals_eager(data, tmp_path, float32):
-    state = train_here(tiny_config(data, tmp_path / "run", "meta.compile=true"))
-    assert losses(tmp_path / "run") == pytest.approx(losses(float32), rel=1e-4)
-    eager = read_latest(float32)
+@pytest.mark.parametrize("options", [(), OPTIONS], ids=["published", "options"])
+def test_compiled_training_equals_eager(data, tmp_path, options):
+    eager = train_here(tiny_config(data, tmp_path / "eager", *options))
+    state = train_here(tiny_config(data, tmp_path / "run", "meta.compile=true", *options))
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
     assert state["encoder"].keys() == eager["encoder"].keys()
     assert (flat_weights(state) - flat_weights(eager)).abs().mean() < 1e-5
 
@@ -167,8 +174,9 @@ def one_step(config: Config, device: str) -> Callable[[], StepRecord]:
     return partial(step, 2)
 
 
-def test_a_step_asks_the_device_for_no_value(data, tmp_path):
-    step = one_step(tiny_config(data, tmp_path), "cpu")
+@pytest.mark.parametrize("options", [(), OPTIONS], ids=["published", "options"])
+def test_a_step_asks_the_device_for_no_value(data, tmp_path, options):
+    step = one_step(tiny_config(data, tmp_path, *options), "cpu")
     with Operators() as operators:
         record = step()
     assert "aten._fused_adamw_" in operators.names  # the mode sees the step
@@ -178,8 +186,9 @@ def test_a_step_asks_the_device_for_no_value(data, tmp_path):
     assert operators.waits == {"aten._local_scalar_dense"}
 
 
+@pytest.mark.parametrize("options", [(), OPTIONS], ids=["published", "options"])
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_a_step_reads_nothing_back_from_its_device(data, tmp_path, monkeypatch, recompute):
+def test_a_step_reads_nothing_back_from_its_device(data, tmp_path, monkeypatch, recompute, options):
     """On ``meta``, whose tensors have no values, whatever reads one raises."""
     real = torch.optim.AdamW
     # PyTorch has neither a fused AdamW nor autocast for this device.
@@ -187,7 +196,8 @@ def test_a_step_reads_nothing_back_from_its_device(data, tmp_path, monkeypatch, 
         torch.optim, "AdamW", lambda groups, **kw: real(groups, **kw | {"fused": False})
     )
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
-    config = tiny_config(data, tmp_path, f"meta.gradient_checkpointing={recompute}")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    config = tiny_config(data, tmp_path, f"meta.gradient_checkpointing={recompute}", *options)
     record = one_step(config, "meta")()
     assert [loss.device.type for loss in (*record.losses, record.grad_norm)] == ["meta"] * 3
     assert all(0 <= row < 12 for micro in record.rows for row in micro)
