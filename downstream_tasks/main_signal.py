@@ -23,6 +23,7 @@ from downstream_tasks.notes import qualify
 from downstream_tasks.report.figures import draw_table
 from downstream_tasks.report.folder import clear_results
 from downstream_tasks.report.results import MethodResult, Results, RunResult
+from downstream_tasks.report.signal import VARIANTS
 from downstream_tasks.report.write import write_results
 from downstream_tasks.scoring.people import mean_interval
 from downstream_tasks.signal.atlas import (
@@ -48,6 +49,7 @@ from downstream_tasks.signal.hiding import (
     network_hidings,
     random_hidings,
 )
+from downstream_tasks.signal.notes import filter_notes, normalization_notes, signal_settings
 from downstream_tasks.signal.scores import Scores
 from downstream_tasks.signal.tables import write_tables
 from downstream_tasks.signal.task import SignalTask
@@ -57,13 +59,6 @@ from src.utils.errors import UserError
 from src.utils.logging import git_revision, setup_logging
 
 METRICS = ("r2", "pearson")
-_SUFFIX = {
-    "as_trained": "",
-    "keep": ", global signal kept",
-    "remove": ", global signal removed",
-}
-FILTERED_R2 = 0.8  # of the own past alone, from which on a forecast is that of a filter
-_OWN_NORMALIZATION = ("zscore_sample", "zscore_roi")
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +87,22 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
     notes, settings = qualify(config, pretrained, folder, cohort, set(ids[tested]), seen)
     clear_results(config.output_dir)
     save_splits(config.output_dir, cohort, splits)
+    shared = (cohort, pretrained, hidings, features)
     rows_of = {}
     for variant, of_variant in variants.items():
         found = []
         for split in splits:
-            shared = (of_variant, cohort, pretrained, hidings, features, split, device)
-            found.append(
-                _evaluate_split(of_variant, pretrained, *prepare_split(*shared), split.seed)
-            )
+            task, test = prepare_split(of_variant, *shared, split, device)
+            found.append(_evaluate_split(of_variant, pretrained, task, test, split.seed))
         rows_of[variant] = _joined(found)
+    without_noise = None
+    if config.signal.noise and "ar" in names:
+        first = next(iter(variants.values()))
+        clean = dataclasses.replace(first, signal=dataclasses.replace(first.signal, noise=0.0))
+        found = [prepare_split(clean, *shared, split, device) for split in splits]
+        without_noise = _joined(
+            [evaluate_baselines(*each, ("ar",), config.protocol)[1] for each in found]
+        )[0]
     groups = cohort.unit_groups[tested]
     labelled = {v: [_result(row, v, tested, groups) for row in r] for v, r in rows_of.items()}
     ordered = [row for rows in labelled.values() for row in rows]
@@ -120,8 +122,12 @@ def run(config: DownstreamConfig, device: torch.device, evaluate: bool = False) 
         rows=tuple(sorted(ordered, key=lambda row: row.kind != "model")),
         comparisons=comparisons,
         checkpoint=describe_checkpoint(config, pretrained, None if seen is None else len(seen)),
-        notes=(*notes, *_own_notes(variants, pretrained), *_filter_notes(rows_of)),
-        settings=_settings(config, settings, hidings),
+        notes=(
+            *notes,
+            *normalization_notes(variants, pretrained),
+            *filter_notes(rows_of, without_noise, config.signal.noise),
+        ),
+        settings=signal_settings(config, settings, hidings),
         revision=git_revision(),
     )
     write_results(config.output_dir, results, config)
@@ -260,7 +266,7 @@ def _result(row: Row, variant: str, tested: np.ndarray, groups: np.ndarray) -> M
     values = {"r2": row.scores.r2()[tested], "pearson": row.scores.r()[tested]}
     means = {name: mean_interval(value, groups) for name, value in values.items()}
     return MethodResult(
-        row.title + _SUFFIX[variant],
+        row.title + VARIANTS[variant],
         row.head,
         row.kind,
         {name: mean for name, (mean, _) in means.items()},
@@ -269,44 +275,3 @@ def _result(row: Row, variant: str, tested: np.ndarray, groups: np.ndarray) -> M
         (RunResult("all", {name: mean for name, (mean, _) in means.items()}, row.chosen),),
         representation=row.name,
     )
-
-
-def _settings(
-    config: DownstreamConfig, settings: dict[str, str], hidings: Sequence[Hiding]
-) -> dict[str, str]:
-    """What was done; settings of other protocols' baselines and controls are left out."""
-    kept = {k: v for k, v in settings.items() if k not in ("controls", "baselines of runs see")}
-    hidden = hidings[0].name
-    if config.protocol == "imputation":
-        sizes = sorted({len(hiding.rois) for hiding in hidings})
-        span = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        named = "; ".join(hiding.name for hiding in hidings)
-        hidden = f"{config.signal.hidden} ROIs, {span} of {hidings[0].grid[0]} ({named})"
-    if config.signal.noise:
-        kept["noise added to what is seen"] = f"SD {config.signal.noise:g}, normalised units"
-    return {"hidden": hidden, **kept}
-
-
-def _filter_notes(variants: dict[str, list[Row]]) -> list[str]:
-    """Where the own past alone determines the series, as after a band-pass filter."""
-    found = [row.scores for rows in variants.values() for row in rows if row.name == "ar"]
-    if not any(np.nanmean(scores.r2()) > FILTERED_R2 for scores in found):
-        return []
-    return [
-        "each ROI's own past determines most of what is hidden (AR), as after a band-pass filter: "
-        "a forecast of such series says little about the brain. signal.noise=0.1 adds noise to "
-        "what is seen, which leaves what is more than the filter"
-    ]
-
-
-def _own_notes(variants: dict[str, DownstreamConfig], pretrained: Pretrained) -> list[str]:
-    """Where the clip tells of what is hidden: its normalisation has seen all of it."""
-    notes, inputs = [], {v: task_clip_input(c.data, pretrained) for v, c in variants.items()}
-    first = next(iter(inputs.values()))
-    if first.normalization in _OWN_NORMALIZATION:
-        notes.append(
-            f"clips are normalised ({first.normalization}) by values of which some are hidden, "
-            "for models and baselines alike: R2 is higher than a forecast or an imputation of raw "
-            "signal would have"
-        )
-    return notes

@@ -54,3 +54,8 @@ def interval_text(bounds: Sequence[float | None]) -> str:
 def undefined(value: float | None) -> bool:
     """Whether it is a number that was not computed: None or NaN."""
     return value is None or value != value
+
+
+def p_text(p: float) -> str:
+    """``0.023``, ``below .001``, ``n/a``."""
+    return "n/a" if undefined(p) else f"{p:.3f}" if p >= 0.001 else "below .001"

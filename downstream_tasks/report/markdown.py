@@ -9,11 +9,13 @@ from downstream_tasks.report.cells import (
     interval_text,
     markdown_table,
     mean_sd_text,
+    p_text,
 )
 from downstream_tasks.report.cells import undefined as _undefined
 from downstream_tasks.report.comparisons import PICKED, UNTRAINED, best_baseline
 from downstream_tasks.report.published import published_text
 from downstream_tasks.report.results import MethodResult, Results
+from downstream_tasks.report.signal import signal_summary
 from downstream_tasks.report.studies import curve_text, permutation_text
 from downstream_tasks.scoring.metrics import direction
 from downstream_tasks.scoring.paired import verdict
@@ -30,7 +32,7 @@ def results_markdown(results: Results) -> str:
     results = _in_its_own_unit(results)
     parts = [
         f"# {results.task}: {results.protocol}",
-        _verdict(results),
+        signal_summary(results) if results.type == "signal" else _verdict(results),
         _describe_data(results),
         markdown_table(*_result_columns(results)),
         _legend(results),
@@ -199,7 +201,7 @@ def _comparisons(results: Results) -> str:
             f"{c.method} - {c.reference}",
             f"{METRIC_TITLES[c.metric]} {c.difference:+.3f}",
             interval_text(c.interval),
-            _p_text(c.p),
+            p_text(c.p),
         ]
         for c in shown
     ]
@@ -207,12 +209,8 @@ def _comparisons(results: Results) -> str:
     if any(c.n_gain is not None for c in shown):
         header += ["p (Holm)", "People who gain"]
         for line, c in zip(lines, shown, strict=True):
-            line += [_p_text(c.p_adjusted), f"{c.n_gain} of {c.n_people}"]
+            line += [p_text(c.p_adjusted), f"{c.n_gain} of {c.n_people}"]
     return markdown_table(header, lines) if lines else ""
-
-
-def _p_text(p: float) -> str:
-    return "n/a" if _undefined(p) else f"{p:.3f}" if p >= 0.001 else "below .001"
 
 
 def _finding(results: Results, model: MethodResult, row: MethodResult, name: str) -> str:

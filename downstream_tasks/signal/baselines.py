@@ -45,7 +45,7 @@ class TrainingMean:
 
     means: Tensor
     chosen: dict[str, Any] = field(default_factory=dict)
-    r2: float = 0.0
+    r2: float = float("nan")
 
     def predict(self, batch: Batch, fold: int | None) -> Tensor:
         """See :class:`task.Method`."""

@@ -1,5 +1,6 @@
 """Clips of people in batches of one fold and one hiding."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,10 +44,16 @@ class Batch:
     fold: int | None
 
     @property
+    def clean(self) -> "Batch":
+        """The same without noise: to be fitted to only."""
+        if self.noise is None:
+            return self
+        return dataclasses.replace(self, shown=self.shown - self.noise, noise=None)
+
+    @property
     def whole(self) -> Tensor:
         """The clips with nothing hidden and no noise, ``[B, R, T]``: to be fitted to only."""
-        clean = self.shown if self.noise is None else self.shown - self.noise
-        return self.hiding.fill(clean, self.hidden)
+        return self.hiding.fill(self.clean.shown, self.hidden)
 
     @property
     def whole_seen(self) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from downstream_tasks.report.results import Comparison
+from downstream_tasks.report.signal import MODEL, PICKED_IN_TRAINING
 from downstream_tasks.scoring.people import compare_people, holm
 from downstream_tasks.signal.evaluate import Row
 
@@ -64,9 +65,9 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         if "model" in name and name.replace("model", "untrained") in names
     ]
     best = best_raw(rows)
-    if best is not None:
-        note = "reference picked by cross-validation over the training people"
-        pairs.append(("model.predictor", best.name, note))
+    for row in rows:
+        if row.kind == "baseline" and "." not in row.name and not math.isnan(row.r2_training):
+            pairs.append((MODEL, row.name, PICKED_IN_TRAINING if row is best else ""))
     for name in names:
         base, plus, added = name.partition("+")
         if plus and added == "model":
