@@ -307,8 +307,8 @@ class SignalConfig:
     global_signal: Annotated[tuple[Literal["as_trained", "keep", "remove"], ...], NOT_EMPTY] = (
         "as_trained",
     )
-    mlp_samples: Count = 50_000  # hidden patches of the training people that the MLP is trained on
-    mlp_epochs: Count = 30  # at most; validation people stop it
+    mlp_samples: Count = 100_000  # hidden patches of the training people that the MLP is trained on
+    mlp_epochs: Count = 20  # at most, the learning rate falls to 0; validation people stop it
 
 
 @dataclass

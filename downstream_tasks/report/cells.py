@@ -43,12 +43,19 @@ def mean_sd_text(mean: float | None, sd: float | None) -> str:
     """``0.812 (0.020)``, the SD only where runs differ; ``n/a`` where undefined."""
     if undefined(mean):
         return "n/a"
-    return f"{mean:.3f}" if undefined(sd) or sd < _SAME else f"{mean:.3f} ({sd:.3f})"
+    return number_text(mean) + ("" if undefined(sd) or sd < _SAME else f" ({sd:.3f})")
 
 
 def interval_text(bounds: Sequence[float | None]) -> str:
     """``0.75 to 0.86``."""
-    return "n/a" if any(map(undefined, bounds)) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+    if any(map(undefined, bounds)):
+        return "n/a"
+    return f"{number_text(bounds[0])} to {number_text(bounds[1])}"
+
+
+def number_text(value: float) -> str:
+    """``0.812``, and no ``-0.000``."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def undefined(value: float | None) -> bool:

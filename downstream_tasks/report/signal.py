@@ -2,7 +2,13 @@
 
 from typing import Literal
 
-from downstream_tasks.report.cells import interval_text, markdown_table, p_text, undefined
+from downstream_tasks.report.cells import (
+    interval_text,
+    markdown_table,
+    number_text,
+    p_text,
+    undefined,
+)
 from downstream_tasks.report.results import Comparison, MethodResult, Results
 from downstream_tasks.scoring.paired import verdict
 
@@ -41,7 +47,7 @@ def signal_summary(results: Results) -> str:
             continue
         people = next((c.n_people for c in results.comparisons if c.n_people is not None), 0)
         header = [f"Hidden signal of {people} people by", "R2", "95 % interval"]
-        header += ["Gain", "95 % interval of the gain", "People who gain", "p (Holm)"]
+        header += ["Gain (95 % interval)", "People who gain", "p (Holm)"]
         lines = [_line(results, by_name, row) for row in _shown(list(by_name.values()))]
         parts += [markdown_table(header, lines), _meaning(results, by_name)]
     if parts:
@@ -69,14 +75,13 @@ def _shown(rows: list[MethodResult]) -> list[MethodResult]:
 
 def _line(results: Results, by_name: dict[str, MethodResult], row: MethodResult) -> list[str]:
     title = f"**{row.name}**" if row.representation == MODEL else row.name
-    cells = [title, f"{row.mean['r2']:.3f}", interval_text(row.interval["r2"])]
+    cells = [title, number_text(row.mean["r2"]), interval_text(row.interval["r2"])]
     found = _gain(results, by_name, row)
     if found is None:
-        return [*cells, "", "", "", ""]
+        return [*cells, "", "", ""]
     return [
         *cells,
-        f"{found.difference:+.3f}",
-        interval_text(found.interval),
+        f"{found.difference:+.3f} ({interval_text(found.interval)})",
         f"{found.n_gain} of {found.n_people}",
         p_text(found.p_adjusted),
     ]

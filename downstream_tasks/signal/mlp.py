@@ -24,8 +24,9 @@ from downstream_tasks.signal.task import SignalTask
 from src.utils.progress import progress_bar
 
 WIDTH, N_GRADIENTS = 256, 10
-_BATCH, _PATIENCE = 256, 5
-_RATE, _WEIGHT_DECAY, _CLIP_GRAD = 1e-3, 1e-2, 1.0
+_BATCH, _PATIENCE = 256, 8
+_FEWEST_STEPS = 50  # an epoch: batches are smaller where there are few samples
+_RATE, _WEIGHT_DECAY, _CLIP_GRAD = 3e-4, 1e-2, 1.0
 
 
 class _Sample(NamedTuple):
@@ -170,7 +171,7 @@ class _Trainer:
         moments = x.mean(0), x.std(0).clamp_min(1e-12)
         found = _Added(network, *moments, self._gradients, epochs)
         optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_WEIGHT_DECAY)
-        steps = -(-len(x) // _BATCH)
+        steps = min(max(-(-len(x) // _BATCH), _FEWEST_STEPS), len(x))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * self._epochs)
         best, best_error, best_epoch = None, float("inf"), epochs
         if valid is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,7 +121,9 @@ def labelled_folder(path: Path, people: int = 40, frames: int = 30, runs: int = 
     return path
 
 
-def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 16)) -> Path:
+def write_checkpoint(
+    path: Path, data: Path, crop_size: tuple[int, int] = (12, 16), **meta: Any
+) -> Path:
     """An untrained encoder 24 wide, 2 deep, patch 4, as a checkpoint of this project."""
     config = config_from_dict(
         {
@@ -132,7 +135,8 @@ def write_checkpoint(path: Path, data: Path, crop_size: tuple[int, int] = (12, 1
             "mask": {"patch_size": 4},
             "meta": {"model_name": "vit_tiny", "embed_dim": 24, "depth": 2, "num_heads": 3}
             | {"add_w": "origin", "pred_depth": 1, "pred_emb_dim": 24, "init": "fan_in"}
-            | {"seed": 1},  # not that of the untrained baseline
+            | {"seed": 1}  # not that of the untrained baseline
+            | meta,
         },
         "test",
     )

@@ -161,3 +161,27 @@ def test_noise_is_in_what_is_seen_and_not_in_what_is_asked(two_networks_files):
         torch.testing.assert_close(batch.whole, without.whole)
         torch.testing.assert_close(batch.whole_seen, batch.whole + batch.noise)
     assert len(task.train)
+
+
+def test_noise_is_alike_in_training_and_test_whatever_the_batches(two_networks_files):
+    sections = {"signal": {"noise": 0.5}}
+    found = []
+    for batch_size in (1, 64):
+        task, test = make_task(
+            *two_networks_files,
+            "imputation",
+            evaluation={"encoder_batch_size": batch_size},
+            **sections,
+        )
+        noise = {
+            part: torch.cat([batch.noise for batch in clips])
+            for part, clips in (("train", task.train), ("valid", task.valid), ("test", test.clips))
+        }
+        found.append(noise)
+        for of_part in noise.values():
+            assert 0.47 < of_part.std() < 0.53
+        every = torch.cat([of_part.flatten(1) for of_part in noise.values()])
+        alike = torch.corrcoef(every) - torch.eye(len(every))
+        assert alike.abs().max() < 0.5  # no clip has the noise of another one
+    for part, of_part in found[0].items():
+        assert torch.equal(of_part, found[1][part])

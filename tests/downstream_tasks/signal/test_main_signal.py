@@ -50,6 +50,9 @@ def test_the_command_line_writes_tables_that_agree(protocol, two_networks_files,
     assert (folder / "networks.csv").is_file()
     assert (folder / "figure.png").is_file()
     assert "People who gain" in (folder / "results.md").read_text()
+    assert any("without it each ROI's own past" in note for note in results.notes) == (
+        protocol == "forecast"  # with the noise of the demo task
+    )
 
 
 def test_a_planted_law_is_found_by_the_baseline_that_knows_it(two_networks_files, tmp_path):
@@ -60,6 +63,18 @@ def test_a_planted_law_is_found_by_the_baseline_that_knows_it(two_networks_files
     assert r2["ridge"] > 0.6
     assert r2["kernel"] > 0.6
     assert r2["ridge"] > r2["untrained.predictor"] + 0.1
+
+
+def test_the_note_says_what_autoregression_has_without_noise(two_networks_files, tmp_path):
+    def run(noise: float, names: list[str]) -> Results:
+        quick = {"noise": noise, "baselines": names, "untrained_seeds": 1, "folds": 2}
+        return main_signal.run(signal_task(*two_networks_files, tmp_path, signal=quick), CPU)
+
+    without = next(r.mean["r2"] for r in run(0.0, ["ar"]).rows if r.representation == "ar")
+    noisy = run(0.5, ["ar"])
+    assert any(f"with R2 {without:.3f}" in note for note in noisy.notes)
+    assert next(r.mean["r2"] for r in noisy.rows if r.representation == "ar") < without
+    assert not any("own past" in note for note in run(0.5, ["kernels"]).notes)
 
 
 def test_eval_has_nothing_to_score_again(two_networks_files, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from downstream_tasks.signal.clips import Batch
 from downstream_tasks.signal.hiding import Hiding, random_hidings
 from downstream_tasks.signal.scores import Scores
+from tests.downstream_tasks.signal.conftest import make_task
 
 ROIS, PATCHES, SIZE = 4, 2, 3
 
@@ -54,3 +55,16 @@ def test_the_training_mean_has_r2_0_and_no_correlation():
     scores.add(batch, torch.full(batch.hidden.shape, 0.7), means)
     np.testing.assert_allclose(scores.r2(), 0, atol=1e-6)
     assert np.isnan(scores.r()[0])
+
+
+def test_the_means_are_those_of_the_hidden_values_of_training_people(two_networks_files):
+    task, _ = make_task(*two_networks_files, "imputation", data={"normalization": "none"})
+    values = {roi: [] for roi in range(task.grid[0])}
+    for batch in task.train:
+        for b in range(len(batch.people)):
+            for h, roi in enumerate(batch.hiding.rois):
+                if batch.measured[b, h]:
+                    values[roi].append(batch.hidden[b, h].numpy())
+    expected = [np.mean(of_roi) if of_roi else 0 for of_roi in values.values()]
+    np.testing.assert_allclose(task.roi_means, expected, atol=1e-5)
+    assert max(map(abs, expected)) > 0.01
