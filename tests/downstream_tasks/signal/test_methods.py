@@ -211,3 +211,21 @@ def test_a_fit_without_a_fold_does_not_predict_as_the_full_one(case):
         if REGISTRY[name].learns and name != "mlp":  # which may be stopped before it begins
             full, without = method.predict(batch, None), method.predict(batch, batch.fold)
             assert not torch.equal(full, without), name
+
+
+def test_what_is_stacked_on_predicts_people_it_was_not_fitted_to(case, two_networks_files):
+    protocol, task, test, methods = case
+    asked = []
+
+    class Recorded:
+        chosen, r2 = {}, 0.0
+
+        def predict(self, batch, fold):
+            asked.append((batch.fold, fold))
+            return methods["kernels"].predict(batch, fold)
+
+    found = load_pretrained(two_networks_files[1], with_predictor=True)
+    networks = (found.encoder, found.predictor)
+    evaluate_model(task, test, networks, {"kernels": Recorded()}, protocol)
+    assert {fold for fold, _ in asked} == {None, 0, 1, 2}
+    assert all(of_people == of_fit for of_people, of_fit in asked)
