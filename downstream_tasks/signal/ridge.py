@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.utils.ridge import Sums
+
 # For standardised inputs, times their number. Down to nearly nothing: a band-limited series goes on
 # as small differences of its past say, which any shrinkage hides.
 STRENGTHS = tuple(np.logspace(-12, 3, 31).tolist())
@@ -63,40 +65,14 @@ class CrossFit:
         return self.full if fold is None else self.without[fold]
 
 
-class _Sums(NamedTuple):
-    n: Tensor  # [S]
-    x: Tensor  # [S, D_in]
-    y: Tensor  # [S, D_out]
-    xx: Tensor  # [D_in, D_in]
-    xy: Tensor  # [D_in, D_out]
-    yy: Tensor  # [D_out], sums of squares
-
-    def minus(self, other: "_Sums") -> "_Sums":
-        return _Sums(*(a - b for a, b in zip(self, other, strict=True)))
-
-    def select(self, columns: Tensor, outputs: Tensor, minus: Tensor | None) -> "_Sums":
-        """Sums of some inputs and outputs, or of what input columns ``minus`` leave of those."""
-        x, y, yy = self.x[:, columns], self.y[:, outputs], self.yy[outputs]
-        xx = self.xx[columns][:, columns]
-        xy = self.xy[columns][:, outputs]
-        if minus is not None:
-            y, xy = y - self.x[:, minus], xy - self.xx[columns][:, minus]
-            yy = yy - 2 * self.xy[minus, outputs] + self.xx[minus, minus]
-        return _Sums(self.n, x, y, xx, xy, yy)
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Means of each stratum; 0 where it has no sample."""
-        n = self.n.clamp_min(1e-12)[:, None]
-        return self.x / n, self.y / n
-
-    def about(self, mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``xx``, ``xy`` and total ``yy`` of samples minus these means of their strata."""
-        n = self.n[:, None]
-        cross = self.x.T @ mean_x
-        xx = self.xx - cross - cross.T + mean_x.T @ (n * mean_x)
-        xy = self.xy - self.x.T @ mean_y - mean_x.T @ self.y + mean_x.T @ (n * mean_y)
-        yy = self.yy.sum() + (mean_y * (n * mean_y - 2 * self.y)).sum()
-        return xx, xy, yy
+def _select(sums: Sums, columns: Tensor, outputs: Tensor, minus: Tensor | None) -> Sums:
+    """Sums of some inputs and outputs, or of what input columns ``minus`` leave of those."""
+    x, y, yy = sums.x[:, columns], sums.y[:, outputs], sums.yy[outputs]
+    xx, xy = sums.xx[columns][:, columns], sums.xy[columns][:, outputs]
+    if minus is not None:
+        y, xy = y - sums.x[:, minus], xy - sums.xx[columns][:, minus]
+        yy = yy - 2 * sums.xy[minus, outputs] + sums.xx[minus, minus]
+    return Sums(sums.n, x, y, xx, xy, yy)
 
 
 class CrossSums:
@@ -106,32 +82,19 @@ class CrossSums:
     """
 
     def __init__(self, n_folds: int, n_strata: int, d_in: int, d_out: int) -> None:
-        shapes = ((n_strata,), (n_strata, d_in), (n_strata, d_out), (d_in, d_in))
-        shapes = (*shapes, (d_in, d_out), (d_out,))
-        self._folds = [
-            _Sums(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
-            for _ in range(n_folds)
-        ]
+        self._sums = Sums.zeros(n_folds, n_strata, d_in, d_out)
+        self._folds = [self._sums.fold(fold) for fold in range(n_folds)]
 
     def add(self, x: Tensor, y: Tensor, strata: Tensor, fold: int) -> None:
         """Add ``x`` ``[n, D_in]`` and ``y`` ``[n, D_out]`` of strata ``[n]``, all of one fold."""
-        x, y, sums = x.double(), y.double(), self._folds[fold]
-        sums.n.index_add_(0, strata, torch.ones(len(x), dtype=torch.float64))
-        sums.x.index_add_(0, strata, x)
-        sums.y.index_add_(0, strata, y)
-        sums.xx.addmm_(x.T, x)
-        sums.xy.addmm_(x.T, y)
-        sums.yy.add_(y.square().sum(0))
+        self._folds[fold].add(x.double(), y.double(), strata)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean ``[D_in]`` and covariance of all inputs, whatever their stratum."""
-        total = self._total()
+        total = self._sums.total()
         n = total.n.sum()
         mean = total.x.sum(0) / n
         return mean, total.xx / n - mean[:, None] * mean
-
-    def _total(self) -> _Sums:
-        return _Sums(*(torch.stack(parts).sum(0) for parts in zip(*self._folds, strict=True)))
 
     def fit(
         self,
@@ -146,15 +109,15 @@ class CrossSums:
             minus: one column of the input for each output: a prediction of it, to which the
                 regression adds (stacking). Without any use of the inputs it stays what it is.
         """
-        total = self._total()
+        total = self._sums.total()
         places = np.arange(total.y.shape[1]) if outputs is None else outputs
         outputs = torch.as_tensor(places)
         minus = None if minus is None else torch.as_tensor(minus)
         found = []
         for choice in choices:
             columns = torch.as_tensor(choice.columns)
-            whole = total.select(columns, outputs, minus)
-            parts = [fold.select(columns, outputs, minus) for fold in self._folds]
+            whole = _select(total, columns, outputs, minus)
+            parts = [_select(fold, columns, outputs, minus) for fold in self._folds]
             sd = (whole.about(*whole.means())[0].diagonal() / whole.n.sum()).clamp_min(0).sqrt()
             scale = torch.where(sd > 0, 1 / sd, 0.0)
             solved = [_Solved.of(whole.minus(part), scale) for part in parts]
@@ -166,8 +129,8 @@ class CrossSums:
             float(part.about(*whole.minus(part).means())[2]) for part in parts
         )  # of y from the means of the other folds
         if minus is not None:  # R2 is that of the outputs, not of what is left of them
-            plain = [fold.select(columns, outputs, None) for fold in self._folds]
-            all_of_it = total.select(columns, outputs, None)
+            plain = [_select(fold, columns, outputs, None) for fold in self._folds]
+            all_of_it = _select(total, columns, outputs, None)
             distance = sum(float(p.about(*all_of_it.minus(p).means())[2]) for p in plain)
         full = _Solved.of(whole, scale)
         return CrossFit(
@@ -190,7 +153,7 @@ class _Solved:
     mean_y: Tensor
 
     @classmethod
-    def of(cls, sums: _Sums, scale: Tensor) -> "_Solved":
+    def of(cls, sums: Sums, scale: Tensor) -> "_Solved":
         mean_x, mean_y = sums.means()
         xx, xy, _ = sums.about(mean_x, mean_y)
         values, vectors = torch.linalg.eigh(scale[:, None] * xx * scale)
@@ -199,7 +162,7 @@ class _Solved:
         penalties = torch.tensor(STRENGTHS, dtype=torch.float64)[:, None] * sums.n.sum()
         return cls(basis, basis.T @ xy, 1 / (values + penalties), mean_x, mean_y)
 
-    def errors(self, part: _Sums) -> Tensor:
+    def errors(self, part: Sums) -> Tensor:
         """Squared error on ``part`` for each strength, ``[strengths]``."""
         xx, xy, yy = part.about(self.mean_x, self.mean_y)
         linear = (self.projected * (self.basis.T @ xy)).sum(1)

@@ -24,15 +24,45 @@ class RidgeFit(NamedTuple):
         return self.mean_y[strata] + (x - self.mean_x[strata]) @ self.coefficients
 
 
-class _Sums(NamedTuple):
-    """Weighted sums over samples; those of all folds have one more axis in front."""
+class Sums(NamedTuple):
+    """Weighted sums over samples in strata, float64 on the host; of several folds one axis more.
+
+    Outputs are kept apart, so that some of them can be regressed without the others.
+    """
 
     n: Tensor  # [S]
     x: Tensor  # [S, D_in]
     y: Tensor  # [S, D_out]
     xx: Tensor  # [D_in, D_in]
     xy: Tensor  # [D_in, D_out]
-    yy: Tensor  # []
+    yy: Tensor  # [D_out], sums of squares
+
+    @classmethod
+    def zeros(cls, n_folds: int, n_strata: int, d_in: int, d_out: int) -> "Sums":
+        """Of ``n_folds`` folds without samples."""
+        shapes = ((n_strata,), (n_strata, d_in), (n_strata, d_out), (d_in, d_in), (d_in, d_out))
+        return cls(*(torch.zeros(n_folds, *s, dtype=torch.float64) for s in (*shapes, (d_out,))))
+
+    def fold(self, fold: int) -> "Sums":
+        """A view of one fold."""
+        return Sums(*(of_folds[fold] for of_folds in self))
+
+    def total(self) -> "Sums":
+        """Of all folds."""
+        return Sums(*(of_folds.sum(0) for of_folds in self))
+
+    def add(self, x: Tensor, y: Tensor, strata: Tensor, weight: float = 1.0) -> None:
+        """Add doubles ``x`` ``[n, D_in]`` and ``y`` ``[n, D_out]`` of strata ``[n]``, in place."""
+        self.n.index_add_(0, strata, torch.ones_like(x[:, 0]), alpha=weight)
+        self.x.index_add_(0, strata, x, alpha=weight)
+        self.y.index_add_(0, strata, y, alpha=weight)
+        self.xx.addmm_(x.T, x, alpha=weight)
+        self.xy.addmm_(x.T, y, alpha=weight)
+        self.yy.add_(y.square().sum(0), alpha=weight)
+
+    def minus(self, other: "Sums") -> "Sums":
+        """Of the samples that are not in ``other``."""
+        return Sums(*(a - b for a, b in zip(self, other, strict=True)))
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Means of x and y in each stratum; 0 where it has no sample."""
@@ -40,12 +70,12 @@ class _Sums(NamedTuple):
         return self.x / n, self.y / n
 
     def about(self, mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``xx``, ``xy`` and ``yy`` of samples minus the means given for their strata."""
+        """``xx``, ``xy`` and all of ``yy`` of samples minus the means given for their strata."""
         weighted_x, weighted_y = self.n[:, None] * mean_x, self.n[:, None] * mean_y
         shift = self.x.T @ mean_x
         xx = self.xx - shift - shift.T + weighted_x.T @ mean_x
         xy = self.xy - self.x.T @ mean_y - mean_x.T @ self.y + weighted_x.T @ mean_y
-        yy = self.yy + (mean_y * (weighted_y - 2 * self.y)).sum()
+        yy = self.yy.sum() + (mean_y * (weighted_y - 2 * self.y)).sum()
         return xx, xy, yy
 
 
@@ -58,31 +88,21 @@ class RidgeSums:
     """
 
     def __init__(self, n_folds: int, n_strata: int, d_in: int, d_out: int) -> None:
-        shapes = _Sums(
-            (n_strata,), (n_strata, d_in), (n_strata, d_out), (d_in, d_in), (d_in, d_out), ()
-        )
-        self._folds = _Sums(*(torch.zeros(n_folds, *s, dtype=torch.float64) for s in shapes))
+        self._folds = Sums.zeros(n_folds, n_strata, d_in, d_out)
 
     def add(self, x: Tensor, y: Tensor, folds: Tensor, strata: Tensor, weight: float = 1.0) -> None:
         """Add ``x`` ``[B, D_in]`` and ``y`` ``[B, D_out]`` in ``folds`` and ``strata`` ``[B]``."""
         x, y, folds, strata = x.cpu().double(), y.cpu().double(), folds.cpu(), strata.cpu()
         for fold in folds.unique().tolist():
             inside = folds == fold
-            in_x, in_y, in_strata = x[inside], y[inside], strata[inside]
-            sums = _Sums(*(of_folds[fold] for of_folds in self._folds))
-            sums.n.index_add_(0, in_strata, torch.ones_like(in_x[:, 0]), alpha=weight)
-            sums.x.index_add_(0, in_strata, in_x, alpha=weight)
-            sums.y.index_add_(0, in_strata, in_y, alpha=weight)
-            sums.xx.add_(in_x.T @ in_x, alpha=weight)
-            sums.xy.add_(in_x.T @ in_y, alpha=weight)
-            sums.yy.add_(in_y.square().sum(), alpha=weight)
+            self._folds.fold(fold).add(x[inside], y[inside], strata[inside], weight)
 
     def fit(self) -> RidgeFit:
         """Fit at the strength with the least cross-validated error.
 
         With fewer than 2 folds that hold samples, the strongest. NaN if any sum is not finite.
         """
-        total = _Sums(*(of_folds.sum(0) for of_folds in self._folds))
+        total = self._folds.total()
         means = total.means()
         if not all(sums.isfinite().all() for sums in total):
             return RidgeFit(torch.full_like(total.xy, torch.nan), *means)
@@ -93,15 +113,15 @@ class RidgeSums:
             best -= int(errors.flip(0).argmin())  # of equal ones, such as all 0, the strongest
         return RidgeFit(_solve(total)[best], *means)
 
-    def _errors(self, total: _Sums, fold: int) -> Tensor:
+    def _errors(self, total: Sums, fold: int) -> Tensor:
         """Squared error on ``fold`` of the fit to all others, for each strength."""
-        inside = _Sums(*(of_folds[fold] for of_folds in self._folds))
-        others = _Sums(*(a - b for a, b in zip(total, inside, strict=True)))
+        inside = self._folds.fold(fold)
+        others = total.minus(inside)
         xx, xy, yy = inside.about(*others.means())
         return torch.stack([yy - 2 * (c * xy).sum() + (c * (xx @ c)).sum() for c in _solve(others)])
 
 
-def _solve(sums: _Sums) -> list[Tensor]:
+def _solve(sums: Sums) -> list[Tensor]:
     """Coefficients for each strength."""
     xx, xy, _ = sums.about(*sums.means())
     values, vectors = torch.linalg.eigh(xx)
