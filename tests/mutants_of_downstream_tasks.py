@@ -1427,9 +1427,9 @@ ROWS = [
         "the second table is of people by whom nothing was chosen",
     ),
     (
-        "scripts/ablation/laboratory.py",
-        "if len(people) and has_results(path.parent):",
-        "if len(people):",
+        "scripts/ablation/choosers.py",
+        "if read and has_results(path.parent):",
+        "if read:",
         "tests/scripts/ablation/test_laboratory.py::test_who_was_read_in_a_choice_is_counted_and_the_endpoints_are_given_without_them",
         "an experiment that has scored nobody has chosen nothing",
     ),

@@ -20,14 +20,12 @@
 names another experiment that holds what this one does not say.
 """
 
-import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from src.config import Config
+from scripts.ablation.arms import Arm, check_overrides, is_name, read_arms
 from src.utils.errors import UserError, nearest
 from src.utils.yaml_config import (
     NOT_EMPTY,
@@ -35,24 +33,15 @@ from src.utils.yaml_config import (
     Limit,
     Natural,
     from_dict,
-    key_names,
-    nearest_keys,
     plain,
     read_yaml,
 )
 
-ARM_KEYS = ("like", "steps")  # of an arm, beside keys of the pretraining config
-# What the laboratory sets itself, for every run.
-OWN_KEYS = ("data.data_dir", "logging.folder", "meta.seed")
 UNTRAINED, BEST_RAW, ARM = "untrained", "best_raw", "arm "
 
 Stage = Literal["choose", "report"]
 Share = Annotated[float, Limit("above 0 and below 1", lambda x: 0 < x < 1)]
-Name = Annotated[str, Limit("a name of letters, digits and _ . = + - ,", lambda x: _is_name(x))]
-
-
-def _is_name(text: str) -> bool:
-    return re.fullmatch(r"[\w.=+,-]+", text) is not None
+Name = Annotated[str, Limit("a name of letters, digits and _ . = + - ,", is_name)]
 
 
 @dataclass(frozen=True)
@@ -112,15 +101,6 @@ class Endpoint:
         """The endpoint in one line, without arms and data."""
         what = " ".join(filter(None, (self.task, self.variant, self.method or "model")))
         return f"{what}: {self.metric} against {self.against}"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A pretraining recipe: what differs from the experiment's config, and for how many steps."""
-
-    name: str
-    overrides: Mapping[str, Any]
-    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -187,8 +167,8 @@ def plan_from_dict(values: Mapping[str, Any], where: str) -> Plan:
         if not isinstance(item.set, Mapping):
             raise UserError(f"{where}: set of {item.label} is {item.set!r}; keys are needed.")
     for each in data:
-        _check_overrides(each.set, f"{where}: data {each.label}")
-    arms = _read_arms(experiment, where)
+        check_overrides(each.set, f"{where}: data {each.label}")
+    arms = read_arms(experiment.arms, experiment.grid, experiment.steps, where)
     endpoints = _items(Endpoint, experiment.endpoints, "endpoints", "", where, may_be_empty=True)
     plan = Plan(experiment, data, arms, tasks, endpoints, plain(dict(values)))
     _check_names(plan, where)
@@ -210,79 +190,6 @@ def _items(
             raise UserError(f"{where}: {key} {number} is {item!r}; keys are needed.")
         built.append(from_dict(cls, item, f"{where}: {key} {number}"))
     return tuple(built)
-
-
-# --- arms ----------------------------------------------------------------------------------------
-
-
-def _read_arms(experiment: Experiment, where: str) -> tuple[Arm, ...]:
-    arms, grid = experiment.arms, experiment.grid
-    if not isinstance(arms, Mapping) or not isinstance(grid, Mapping) or bool(arms) == bool(grid):
-        raise UserError(
-            f"{where}: give either arms (a name and overrides for each) or grid (keys and lists of "
-            "values)."
-        )
-    if grid:
-        arms = _grid_arms(grid, where)
-    read = []
-    for name in arms:
-        if not _is_name(str(name)):
-            raise UserError(f"{where}: arm '{name}': letters, digits and _ . = + - , make a name.")
-        overrides = _resolved(str(name), arms, where, ())
-        steps = overrides.pop("steps", experiment.steps)
-        if steps is not None and (type(steps) is not int or steps < 1):
-            raise UserError(f"{where}: arm {name}: steps is {steps!r}; allowed: a whole number.")
-        _check_overrides(overrides, f"{where}: arm {name}")
-        if steps is not None and "optimization.epochs" in overrides:
-            raise UserError(
-                f"{where}: arm {name} sets optimization.epochs, which steps ({steps}) decides. "
-                "Give one of the two."
-            )
-        read.append(Arm(str(name), overrides, steps))
-    return tuple(read)
-
-
-def _grid_arms(grid: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    for key, values in grid.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise UserError(f"{where}: grid {key} is {values!r}; allowed: a list of values.")
-    arms = {}
-    for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
-        parts = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in chosen.items()]
-        arms[",".join(parts)] = chosen
-    return arms
-
-
-def _short(value: Any) -> str:
-    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")
-
-
-def _resolved(name: str, arms: Mapping[str, Any], where: str, above: tuple[str, ...]) -> dict:
-    """The overrides of an arm, on top of those of the arm that it is ``like``."""
-    own = arms[name] if arms[name] is not None else {}
-    if not isinstance(own, Mapping):
-        raise UserError(f"{where}: arm {name} is {own!r}; keys such as meta.add_w are needed.")
-    own = dict(own)
-    like = own.pop("like", None)
-    if like is None:
-        return own
-    if like not in arms:
-        raise UserError(f"{where}: arm {name} is like '{like}', no arm.{nearest(str(like), arms)}")
-    if like in (*above, name):
-        raise UserError(f"{where}: arm {name} is like {like} in a circle.")
-    return _resolved(str(like), arms, where, (*above, name)) | own
-
-
-def _check_overrides(overrides: Mapping[str, Any], where: str) -> None:
-    known = key_names(Config)
-    for key in overrides:
-        if key in OWN_KEYS:
-            raise UserError(f"{where}: {key} is set for every run by the laboratory itself.")
-        if key not in known:
-            near = " or ".join(f"'{name}'" for name in nearest_keys(str(key), Config))
-            hint = f" Did you mean {near}?" if near else ""
-            raise UserError(f"{where}: no key '{key}' of pretraining.{hint}")
 
 
 # --- names that refer to others ------------------------------------------------------------------

@@ -135,6 +135,11 @@ def _deal(members: Mapping[str, list[str]], folds: int, seed: int, where: str) -
     return dealt
 
 
+def fold_folder(out: Path, data: DataSet, fold: int) -> Path:
+    """The data-set folder of a fold."""
+    return out / "data" / data.label / f"fold{fold}"
+
+
 def write_fold(source: DataFolder, fold: Fold, path: Path, n_components: int | None) -> Path:
     """Make the folder of a fold, or check that ``path`` is it; its gradients too, if wanted.
 

@@ -19,12 +19,14 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from scripts.ablation.choosers import PEOPLE_FILE, has_results, keys_of, people_read
 from scripts.ablation.endpoints import Comparison, compare_endpoints
 from scripts.ablation.experiment import Endpoint, Plan, plan_from_dict
 from scripts.ablation.figure import draw
-from scripts.ablation.folds import Fold, make_folds, open_source, write_fold
+from scripts.ablation.folds import Fold, fold_folder, make_folds, open_source, write_fold
+from scripts.ablation.planning import check_tasks, plan_runs
 from scripts.ablation.report import markdown
-from scripts.ablation.runs import TASK_DONE, Run, check_tasks, fold_folder, plan_runs
+from scripts.ablation.runs import Run
 from scripts.ablation.table import RESULTS_TABLE, collect, write_table
 from src.datasets.folder import DataFolder
 from src.datasets.folder.format import TABLE_FILE
@@ -33,7 +35,7 @@ from src.utils.files import write_text
 from src.utils.progress import progress_bar
 from src.utils.yaml_config import differences, read_yaml
 
-EXPERIMENT_FILE, ENDPOINTS_FILE, PEOPLE_FILE = "experiment.yaml", "endpoints.json", "people.csv"
+EXPERIMENT_FILE, ENDPOINTS_FILE = "experiment.yaml", "endpoints.json"
 # What decides who is trained on and who is scored.
 _OF_PEOPLE = ("stage", "folds", "split_seed", "valid")
 
@@ -192,9 +194,8 @@ class Laboratory:
                 f"data are in none of its folders"
             )
             return notes, set()
-        readers = self._choosers()
-        keys = set(zip(scored["run_order"], scored["participant_id"], strict=True))
-        read = {name: keys & people for name, people in readers.items() if keys & people}
+        keys = keys_of(scored)
+        read = people_read(self.out, self.plan.experiment.chosen_by, keys)
         if not read:
             notes.append(f"test people: {len(scored)}, by none of whom anything here was chosen")
             return notes, set()
@@ -206,28 +207,6 @@ class Laboratory:
         )
         of_data = dict(zip(people["run_order"], people["data"], strict=True))
         return notes, {(of_data[order], person) for order, person in known}
-
-    def _choosers(self) -> dict[str, set[tuple[str, str]]]:
-        """Experiments with stage ``choose``, beside this one or named by it: whom they scored."""
-        beside = sorted(self.out.parent.glob(f"*/{PEOPLE_FILE}"))
-        named = [Path(folder) / PEOPLE_FILE for folder in self.plan.experiment.chosen_by]
-        found = {}
-        for path in dict.fromkeys([*beside, *named]):
-            if not path.exists():
-                raise UserError(
-                    f"chosen_by: {path.parent} is no experiment: it has no {path.name}."
-                )
-            people = pd.read_csv(path, dtype={"participant_id": str})
-            people = people[(people["stage"] == "choose") & people["scored_in_fold"].notna()]
-            if len(people) and has_results(path.parent):
-                pairs = zip(people["run_order"], people["participant_id"], strict=True)
-                found[path.parent.name] = set(pairs)
-        return found
-
-
-def has_results(out: Path) -> bool:
-    """Whether any run in this folder has been evaluated."""
-    return any(out.glob(f"runs/*/*/evaluation/*/{TASK_DONE}"))
 
 
 def _key(endpoint: Endpoint) -> str:
