@@ -42,9 +42,13 @@ def _head(plan: Plan) -> dict[str, str]:
     return {
         "question": e.question,
         "prediction": e.prediction,
-        "design": f"{len(plan.arms)} arms x {len(e.seeds)} seeds, {people}, "
+        "design": f"{_count(plan.arms, 'arm')} x {_count(e.seeds, 'seed')}, {people}, "
         + ", ".join(each.label for each in plan.data),
     }
+
+
+def _count(things: Sequence, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _endpoint_table(comparisons: Sequence[Comparison]) -> list[str]:

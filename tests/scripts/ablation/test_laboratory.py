@@ -172,6 +172,7 @@ def test_a_single_finished_arm_is_reported_and_the_other_is_waited_for(laborator
     write_results(lab, arms=[arm])
     report = lab.report()
     assert "1 of 2 runs are done" in report
+    assert "**design**: 2 arms x 1 seed, one split, people" in report
     (line,) = section(report, "Endpoints")
     assert f"| {arm} |" in line
     assert f"| {gains(scored(lab), arm).mean():+.3f} [" in line
