@@ -123,6 +123,16 @@ def test_weights_of_another_shape_are_one_error(finished, data, tmp_path):
         train_here(config)
 
 
+@pytest.mark.parametrize("key", ["meta.attention_bias=gradient", "meta.roi_value_rank=2"])
+def test_weights_without_an_option_of_the_run_are_one_error_that_names_it(
+    finished, data, tmp_path, key
+):
+    config = tiny_config(data, tmp_path, key)
+    named = key.split(".")[1].split("=")[0]
+    with pytest.raises(UserError, match=rf"does not fit this encoder: .*Check model_name.*{named}"):
+        load_weights(networks_of(config), finished / "jepa-latest.pth.tar")
+
+
 def test_a_file_of_another_kind_is_one_error(data, tmp_path):
     networks = networks_of(tiny_config(data, tmp_path))
     with pytest.raises(UserError, match=r"not a checkpoint of pretraining: .* but model, "):

@@ -265,6 +265,7 @@ def load_network(
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(
             f"checkpoint {path} does not fit this {part}: {'; '.join(wrong[:3])}{more}. "
-            "Check model_name, crop_size, patch_size, pred_depth, pred_emb_dim and add_w."
+            "Check model_name, crop_size, patch_size, pred_depth, pred_emb_dim, add_w, "
+            "attention_bias, bias_components and roi_value_rank."
         )
     network.load_state_dict(state, strict=True)

@@ -50,8 +50,10 @@ def python(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A small model of the published parcellation's size."""
-    spec = EncoderSpec((450, 160), 16, 24, 1, 2, "mapping")
+    """A small model of the published parcellation's size, with all options of an encoder."""
+    options = {"attention_bias": "gradient", "bias_components": 6, "bias_slopes": (0.2, 4.0)}
+    options |= {"time_code": "few_patches", "roi_value_rank": 2}
+    spec = EncoderSpec((450, 160), 16, 24, 1, 2, "mapping", **options)
     gradients = torch.randn(450, 30)
     stats = {"median": torch.zeros(450), "iqr": torch.ones(450)}
     pretrained = Pretrained(
