@@ -107,7 +107,11 @@ def _gain(scores: pd.DataFrame, sign: int) -> dict[str, float]:
     by_person = scores.pivot_table(index="participant_id", columns="role", values="value")
     if not {"model", "untrained"} <= set(by_person):
         return {}
-    found = paired(sign * (by_person["model"] - by_person["untrained"]).dropna().to_numpy())
+    by_person = by_person.dropna(subset=["model", "untrained"])
+    model, untrained = (sign * by_person[role].to_numpy() for role in ("model", "untrained"))
+    found = paired(
+        model, untrained, by_person.index.to_numpy()
+    )  # simulated people have no families
     return {"low": found.low, "high": found.high}
 
 

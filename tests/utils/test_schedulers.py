@@ -1,12 +1,11 @@
 """Schedules are functions of the optimizer step, with the end points of method 5 and 7."""
 
 import pytest
-from torch import nn
+import torch
 
-from src.config import Config
-from src.helper import init_opt
-from src.models.jepa import Networks
+from src.helper import init_model, init_opt
 from src.utils.schedulers import Cosine, Linear, Schedule, WarmupCosine
+from tests.conftest import tiny_config
 
 SCHEDULE = Schedule(
     WarmupCosine(total=300, warmup=40, start=5e-5, peak=1e-3, final=1e-6),
@@ -44,12 +43,11 @@ def test_no_warmup_starts_at_the_peak():
     assert WarmupCosine(100, 0, 0.0, 1e-3, 0.0)(1) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_ipe_scale_stretches_everything_but_the_warmup():
+def test_ipe_scale_stretches_everything_but_the_warmup(tmp_path):
     """Method 8.13: of 10 epochs of 5 steps, 2 of them warm-up, at twice the length."""
-    config = Config()
-    config.optimization.epochs, config.optimization.warmup = 10, 2
-    config.optimization.ipe_scale = 2.0
-    networks = Networks(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    warmup = ("optimization.epochs=10", "optimization.warmup=2", "optimization.ipe_scale=2")
+    config = tiny_config(tmp_path, tmp_path, *warmup)
+    networks = init_model(config, torch.randn(config.grid[0], 4), torch.device("cpu"))
     _, schedule = init_opt(networks, config, steps_per_epoch=5)
     assert schedule.lr.warmup == 10
     assert schedule.lr(10) == config.optimization.lr
