@@ -109,9 +109,8 @@ def _gain(scores: pd.DataFrame, sign: int) -> dict[str, float]:
         return {}
     by_person = by_person.dropna(subset=["model", "untrained"])
     model, untrained = (sign * by_person[role].to_numpy() for role in ("model", "untrained"))
-    found = paired(
-        model, untrained, by_person.index.to_numpy()
-    )  # simulated people have no families
+    # Simulated people have no families: each is a group.
+    found = paired(model, untrained, by_person.index.to_numpy())
     return {"low": found.low, "high": found.high}
 
 
