@@ -130,7 +130,10 @@ def test_blr_alone_is_exactly_that_rate(tmp_path, caplog):
         ),
         (["--config", "hca_sex", "--weight_decay=1"], "fine_tune.weight_decay=1 or linear_probe.w"),
         (["--config", "hca_sex", "embed"], "'embed' is a command, and comes first"),
-        (["--config", "hca_sex", "linear_probe.folds=3"], "'heads.folds' or 'signal.folds'"),
+        (
+            ["--config", "hca_sex", "linear_probe.folds=3"],
+            r"'split.folds' or 'heads.folds' or 'signal.folds'\?",
+        ),
     ],
 )
 def test_hints_are_of_the_kind_that_was_meant(arguments, message):
