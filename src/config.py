@@ -20,7 +20,7 @@ from .masks.modes import MIXED, MODES
 from .masks.multiblock import MultiblockMasks
 from .masks.roi import RoiMasks
 from .masks.spatiotemporal import SpatiotemporalMasks
-from .models.encoder_spec import EncoderSpec
+from .models.encoder_spec import SHARED_OPTIONS, EncoderSpec
 from .models.objective import Kind, Loss, Objective, Targets
 from .models.predictor_spec import PredictorSpec
 from .models.regularizers import Regularizer
@@ -248,15 +248,9 @@ class Config:
             crop_size=self.data.crop_size,
             patch_size=self.mask.patch_size,
             **self.encoder_size,
-            add_w=self.meta.add_w,
             init=self.meta.init,
             patch_embed_std=self.meta.patch_embed_std,
-            attention_bias=self.meta.attention_bias,
-            bias_components=self.meta.bias_components,
-            bias_scales=self.meta.bias_scales,
-            bias_slopes=self.meta.bias_slopes,
-            time_code=self.meta.time_code,
-            roi_value_rank=self.meta.roi_value_rank,
+            **{name: getattr(self.meta, name) for name in SHARED_OPTIONS},
         )
 
     @property

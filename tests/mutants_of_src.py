@@ -732,8 +732,8 @@ ROWS = [
     ),
     (
         "src/models/predictor_spec.py",
-        "bias_scales=self.encoder.bias_scales,",
-        "",
+        "**self.encoder.shared_options,",
+        "add_w=self.encoder.add_w,",
         "tests/pretrained/test_options.py::test_its_predictor_has_its_own",
         "the predictor's heads begin as the encoder's do",
     ),
@@ -2373,8 +2373,8 @@ ROWS = [
     ),
     (
         "src/pretrained/file_kinds.py",
-        '    "attention_bias",\n',
-        "",
+        '"patch_embed_std", *SHARED_OPTIONS)',
+        '"patch_embed_std", "add_w")',
         "tests/pretrained/test_options.py::test_a_checkpoint_says_what_it_has",
         "an encoder is built with the attention bias of its file",
     ),

@@ -8,6 +8,18 @@ from torch import Tensor
 
 from .vision_transformer import SIZES, VisionTransformer
 
+# What encoder and predictor have alike. One name each, here, in the config's section meta and among
+# the arguments of both networks.
+SHARED_OPTIONS = (
+    "add_w",
+    "attention_bias",
+    "bias_components",
+    "bias_scales",
+    "bias_slopes",
+    "time_code",
+    "roi_value_rank",
+)
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -62,6 +74,11 @@ class EncoderSpec:
         rois, frames = self.crop_size
         return rois, frames // self.patch_size
 
+    @property
+    def shared_options(self) -> dict[str, Any]:
+        """Values of :data:`SHARED_OPTIONS`."""
+        return {name: getattr(self, name) for name in SHARED_OPTIONS}
+
     def build(
         self,
         gradients: Tensor | None,
@@ -80,14 +97,8 @@ class EncoderSpec:
             drop_path_rate=drop_path_rate,
             gradient_pos_embed=None if gradients is None else gradients[None],
             attn_mode=attn_mode,
-            add_w=self.add_w,
             gradient_checkpointing=gradient_checkpointing,
             init_scheme=self.init,
             patch_embed_std=self.patch_embed_std,
-            attention_bias=self.attention_bias,
-            bias_components=self.bias_components,
-            bias_scales=self.bias_scales,
-            bias_slopes=self.bias_slopes,
-            time_code=self.time_code,
-            roi_value_rank=self.roi_value_rank,
+            **self.shared_options,
         )

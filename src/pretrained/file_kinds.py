@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config import config_from_dict
 from ..datasets.clip_input import DOWNSAMPLE_STRIDE, ClipInput
 from ..datasets.input_profile import InputProfile
-from ..models.encoder_spec import EncoderSpec
+from ..models.encoder_spec import SHARED_OPTIONS, EncoderSpec
 from ..models.pos_embed import GRADIENTS
 from ..models.vision_transformer import SIZES
 from ..utils.checkpoint import PREFIX, require_keys
@@ -34,18 +34,7 @@ ENCODER_PREFIX = "encoder."  # of the encoder's weights in a fine-tuned network
 
 _PROJECTION = "pos_embed_proj.predictor_pos_embed_proj.weight"
 # What an :class:`EncoderSpec` holds and the shapes of the weights do not tell.
-_NOT_IN_SHAPES = (
-    "num_heads",
-    "add_w",
-    "init",
-    "patch_embed_std",
-    "attention_bias",
-    "bias_components",
-    "bias_scales",
-    "bias_slopes",
-    "time_code",
-    "roi_value_rank",
-)
+_NOT_IN_SHAPES = ("num_heads", "init", "patch_embed_std", *SHARED_OPTIONS)
 
 
 @dataclass(frozen=True)
