@@ -60,6 +60,14 @@ class Batch:
         """As :attr:`whole`, with the noise: inputs of what is fitted to :attr:`whole`."""
         return self.whole if self.noise is None else self.whole + self.noise
 
+    def rois_of(self, x: Tensor) -> Tensor:
+        """The ROI of each row of ``x`` ``[B, H, K, .]``: ``[B, H, K]``."""
+        return torch.from_numpy(self.hiding.rois)[None, :, None].expand(x.shape[:3])
+
+    def measured_of(self, x: Tensor) -> Tensor:
+        """:attr:`measured` for each row of ``x`` ``[B, H, K, .]``: ``[B, H, K]``."""
+        return self.measured[:, :, None].expand(x.shape[:3])
+
 
 class PeopleClips:
     """Batches of the clips of some examples (runs), as the checkpoint takes them.

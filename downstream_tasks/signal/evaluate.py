@@ -88,13 +88,7 @@ def evaluate_model(
     """Rows of the checkpoint: its read-outs, its signal head, and baselines with it."""
     rows = _evaluate_networks(task, test, networks, stacked)
     for row in rows:
-        base, plus, _ = row.name.partition("+")
-        row.title, row.kind = MODEL_NAME, "readout"
-        if plus:
-            row.title = f"{REGISTRY[base].title(protocol)} + {MODEL_NAME}"
-            row.name, row.kind = f"{base}+model", "joint"
-        else:
-            row.name = f"model.{row.name}"
+        _name(row, "model", (MODEL_NAME, MODEL_NAME), ("readout", "joint"), protocol)
     rows[0].kind = "model"
     return rows
 
@@ -115,15 +109,23 @@ def evaluate_untrained(
             continue
         row.scores = Scores(np.mean([one.scores.sums for one in of_copies], axis=0))
         row.r2_training = float(np.mean([one.r2_training for one in of_copies]))
-        base, plus, _ = row.name.partition("+")
-        row.title, row.kind = UNTRAINED_NAME, "baseline"
-        if plus:
-            row.title = f"{REGISTRY[base].title(protocol)} + {UNTRAINED_NAME.lower()}"
-            row.name, row.kind = f"{base}+untrained", "control"
-        else:
-            row.name = f"untrained.{row.name}"
+        titles = (UNTRAINED_NAME, UNTRAINED_NAME.lower())
+        _name(row, "untrained", titles, ("baseline", "control"), protocol)
         rows.append(row)
     return rows
+
+
+def _name(
+    row: Row, networks: str, titles: tuple[str, str], kinds: tuple[Kind, Kind], protocol: str
+) -> None:
+    """Say whose features ``row`` reads: ``titles`` and ``kinds`` are for alone, and stacked."""
+    base, plus, _ = row.name.partition("+")
+    if plus:
+        row.name = f"{base}+{networks}"
+        row.title = f"{REGISTRY[base].title(protocol)} + {titles[1]}"
+    else:
+        row.name, row.title = f"{networks}.{row.name}", titles[0]
+    row.kind = kinds[bool(plus)]
 
 
 def _evaluate_networks(
@@ -149,8 +151,7 @@ def _evaluate_networks(
     sums = CrossSums(task.n_folds, task.grid[0], first + of_predictor + of_encoder, size)
     for batch in task.train:
         x, _ = _inputs(frozen, stacked, batch, batch.fold)
-        kept = batch.measured[:, :, None].expand(x.shape[:3])
-        rois = torch.from_numpy(batch.hiding.rois)[None, :, None].expand(kept.shape)
+        kept, rois = batch.measured_of(x), batch.rois_of(x)
         sums.add(x[kept], batch.hidden[kept], rois[kept], batch.fold)
     fits = {name: sums.fit([Choice(name, columns[name])]) for name in READOUTS}
     for place, name in enumerate(stacked):
@@ -161,7 +162,7 @@ def _evaluate_networks(
     has_head = frozen.predictor.signal_head is not None
     for batch in test.clips:
         x, head = _inputs(frozen, stacked, batch, None)
-        rois = torch.from_numpy(batch.hiding.rois)[None, :, None].expand(x.shape[:3])
+        rois = batch.rois_of(x)
         for name, fit in fits.items():
             scores[name].add(batch, fit.full.predict(x, rois), task.roi_means)
         if has_head:

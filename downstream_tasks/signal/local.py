@@ -76,9 +76,8 @@ class LocalInputs:
             places = self._places(batch)
             x = torch.stack([self._past(seen[..., :place], weights) for place in places], 2)
             y = torch.stack([clips[..., place : place + self._ahead] for place in places], 2)
-        kept = batch.measured[:, :, None].expand(y.shape[:3])
-        rois = torch.from_numpy(batch.hiding.rois)[None, :, None].expand(y.shape[:3])
-        return x[kept], y[kept], rois[kept]
+        kept = batch.measured_of(y)
+        return x[kept], y[kept], batch.rois_of(y)[kept]
 
     def _past(self, clips: Tensor, weights: Tensor) -> Tensor:
         """Inputs ``[B, R, D]`` from the end of ``clips`` ``[B, R, T]``."""
@@ -102,8 +101,7 @@ class LocalRegression:
     def predict(self, batch: Batch, fold: int | None) -> Tensor:
         """See :class:`task.Method`."""
         x = self.inputs.query(batch)
-        rois = torch.from_numpy(batch.hiding.rois)[None, :, None].expand(x.shape[:3])
-        return self.inputs.shaped(self.fitted.of(fold).predict(x, rois), batch)
+        return self.inputs.shaped(self.fitted.of(fold).predict(x, batch.rois_of(x)), batch)
 
 
 def local_sums(task: SignalTask) -> tuple[LocalInputs, CrossSums]:
