@@ -1,5 +1,6 @@
 """The table as a picture: every row with its interval on the main metric, the model marked."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,12 +71,17 @@ def draw_forest(axes: Axes, results: Results) -> None:
     if nothing and not undefined(nothing[0].mean[metric]):
         axes.axvline(nothing[0].mean[metric], color="#999999", linewidth=1, linestyle="--")
         axes.set_title(f"dashed: {nothing[0].name.lower()}", fontsize=7, loc="right")
-    axes.set_ylim(position - 0.4, -0.6)
-    axes.set_yticks([y for y, _, _ in ticks], [text for _, text, _ in ticks], fontsize=7.5)
+    label_rows(axes, ticks, fontsize=7.5)
+    axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(f"{METRIC_TITLES[metric]}, mean and 95 % interval")
+
+
+def label_rows(axes: Axes, ticks: Sequence[tuple[float, str, str]], fontsize: float) -> None:
+    """Name the rows of a forest plot, the first on top: position, text and weight of each."""
+    axes.set_ylim(ticks[-1][0] + 0.6, -0.6)
+    axes.set_yticks([y for y, _, _ in ticks], [text for _, text, _ in ticks], fontsize=fontsize)
     for tick, (_, _, weight) in zip(axes.get_yticklabels(), ticks, strict=True):
         tick.set_fontweight(weight)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(f"{METRIC_TITLES[metric]}, mean and 95 % interval")

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from downstream_tasks.report.forest import ROW_HEIGHT, shortened
+from downstream_tasks.report.forest import ROW_HEIGHT, label_rows, shortened
 from scripts.ablation.endpoints import Comparison
 from scripts.ablation.experiment import Plan
 from scripts.ablation.report import p_value
@@ -71,12 +71,7 @@ def _draw_forest(axes: Axes, comparisons: Sequence[Comparison]) -> None:
             ticks.append((position, shortened(row.label, _LABEL_WIDTH), "normal"))
             position += 1
     axes.axvline(0.0, color="#999999", linewidth=1, linestyle="--")
-    axes.set_ylim(position - 0.4, -0.6)
-    axes.set_yticks([y for y, _, _ in ticks], [text for _, text, _ in ticks], fontsize=7)
-    for tick, (_, _, weight) in zip(axes.get_yticklabels(), ticks, strict=True):
-        tick.set_fontweight(weight)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    label_rows(axes, ticks, fontsize=7)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_xlabel(
         "paired difference over people, mean and 95 % interval (positive: better)", fontsize=8
