@@ -4,6 +4,7 @@ The best raw baseline is the one that predicts the training people best in cross
 not picked on the people that it is compared on.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -51,7 +52,7 @@ def compare_signal(
             )
     adjusted = holm([comparison.p for comparison in found])
     return tuple(
-        Comparison(**{**vars(comparison), "p_adjusted": float(p)})
+        dataclasses.replace(comparison, p_adjusted=float(p))
         for comparison, p in zip(found, adjusted, strict=True)
     )
 

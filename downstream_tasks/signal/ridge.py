@@ -125,14 +125,13 @@ class CrossSums:
             best = int(errors.argmin())
             found.append((float(errors[best]), choice, best, columns, whole, scale, solved, parts))
         error, choice, best, columns, whole, scale, solved, parts = min(found, key=lambda f: f[0])
+        full = _Solved.of(whole, scale)
+        if minus is not None:  # R2 is that of the outputs, not of what is left of them
+            whole = _select(total, columns, outputs, None)
+            parts = [_select(fold, columns, outputs, None) for fold in self._folds]
         distance = sum(
             float(part.about(*whole.minus(part).means())[2]) for part in parts
         )  # of y from the means of the other folds
-        if minus is not None:  # R2 is that of the outputs, not of what is left of them
-            plain = [_select(fold, columns, outputs, None) for fold in self._folds]
-            all_of_it = _select(total, columns, outputs, None)
-            distance = sum(float(p.about(*all_of_it.minus(p).means())[2]) for p in plain)
-        full = _Solved.of(whole, scale)
         return CrossFit(
             full.fit(best, columns, minus),
             tuple(s.fit(best, columns, minus) for s in solved),
