@@ -739,8 +739,8 @@ ROWS = [
     ),
     (
         "src/models/attention_bias.py",
-        "torch.eye(self.components, there)",
-        "torch.eye(self.components)",
+        "torch.eye(components, there)",
+        "torch.eye(components)",
         "tests/models/test_attention_bias.py::test_fewer_components_map_all_gradients_and_begin_with"
         "_the_first",
         "L maps all gradients, however few its dimensions are",

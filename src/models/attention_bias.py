@@ -61,14 +61,14 @@ class AttentionBias(nn.Module):
                 "set add_w: mapping, or attention_bias: none."
             )
         there = roi_features.shape[-1]
-        self.components = there if components is None else components
-        if self.components > there:
+        components = there if components is None else components
+        if components > there:
             raise UserError(
                 f"meta.bias_components is {components}, but the ROIs have {there} gradients. "
                 f"Give 1 to {there}, or null for all of them."
             )
         self.grid = grid
-        identity = torch.eye(self.components, there)
+        identity = torch.eye(components, there)
         if scales is None:
             scales = spread_over_heads(_SCALES, num_heads)
         if slopes is None:
