@@ -1,6 +1,7 @@
 """Fixtures, and a tiny pretraining run, that all rooms share."""
 
 import csv
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -139,6 +140,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.hook.pytest_deselected([item for item in items if item.get_closest_marker("root")])
     items[:] = [item for item in items if not item.get_closest_marker("root")]
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Give the root logger its handlers back: programs that a test calls set up their own.
+
+    Left there, a handler that waits for a folder would write another test's lines into its log.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -81,15 +81,6 @@ def close_log() -> None:
             root.removeHandler(handler)
 
 
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """Give the root logger its handlers back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
 # -------------------------------------------------------------------------------------- programs
 def command(module: str) -> Callable[..., Callable[[], None]]:
     """The main function of a program that reads its arguments from ``sys.argv``."""

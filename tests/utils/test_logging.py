@@ -7,7 +7,6 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +23,6 @@ from tests.conftest import overflowing, tiny_config, train_here
 
 COLUMNS = ("step", "loss", "r2")
 ALONE = Ranks(torch.device("cpu"))
-
-
-@pytest.fixture
-def own_handlers() -> Iterator[None]:
-    """Give the root logger its handlers back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -188,16 +176,14 @@ def test_a_checkout_of_another_user_is_unknown_in_the_words_of_git(checkout, tmp
 
 # ---------------------------------------------------------------------------------------- log.txt
 @pytest.mark.parametrize("below", ["file", "file/run"])
-def test_a_run_folder_that_cannot_be_is_one_clear_error(data, tmp_path, own_handlers, below):
+def test_a_run_folder_that_cannot_be_is_one_clear_error(data, tmp_path, below):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file.* cannot be written .*choose another folder"):
         train_here(tiny_config(data, tmp_path / below))
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_an_error_is_in_the_log_with_its_time_and_on_the_terminal_without(
-    tmp_path, capsys, own_handlers
-):
+def test_an_error_is_in_the_log_with_its_time_and_on_the_terminal_without(tmp_path, capsys):
     def main() -> None:
         setup_logging(tmp_path)
         logging.getLogger("a.module").info("begun")
@@ -214,7 +200,7 @@ def test_an_error_is_in_the_log_with_its_time_and_on_the_terminal_without(
     assert error[:4].isdecimal()
 
 
-def test_the_log_of_a_resumed_run_is_continued_and_other_ranks_have_none(tmp_path, own_handlers):
+def test_the_log_of_a_resumed_run_is_continued_and_other_ranks_have_none(tmp_path):
     for word in ("first", "second"):
         setup_logging(tmp_path / "run")
         logging.getLogger().info(word)
