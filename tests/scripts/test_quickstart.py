@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 LEARNED = 0.1  # gain of held-out signal R2 over random weights
-EPOCHS = 40  # long enough to be stopped in, on a machine with other work
+EPOCHS = 10
 CUT_DOWN = (
     f"optimization.epochs={EPOCHS}",
     "optimization.warmup=1",
@@ -23,7 +23,7 @@ CUT_DOWN = (
     "meta.pred_depth=1",
     "meta.pred_emb_dim=24",
     "logging.log_every=1",
-    "logging.monitor_every=120",
+    "logging.monitor_every=10",
     "logging.monitor_clips=8",
 )
 
@@ -40,6 +40,8 @@ def stopped(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job ignores CTRL-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log, deadline = run / "log.txt", time.monotonic() + 300
     while not (log.exists() and " step 1/" in log.read_text()):
